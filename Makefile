@@ -1,0 +1,117 @@
+# `make demo` and `make test` are all that a fresh machine needs: each sets up .venv on the way.
+#
+#   make demo      verify, a short benchmark and a training that learns; leaves demo/
+#   make test      the default tests
+#   make lint      ruff, mypy --strict, clang-format, and csrc/ compiled with -Werror
+#   make bench     the full benchmark of this machine's CPU
+#   make gpu       verify and benchmark on a CUDA device, with the ambient Python (PYTHON=...), offline
+#   make sanitize  the C++ tests under the address, undefined behaviour and thread sanitizers
+#   make wheel     sdist and wheel in dist/
+#   make clean     remove what was built here; .venv stays
+#
+# TORCH=... chooses another torch for a .venv that does not exist yet.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+# The [build-system] requirements of pyproject.toml: the editable install builds in .venv itself, since an isolated
+# build environment would be downloaded, and its CMake cache be stale, every time.
+BUILD_REQUIRES = "setuptools>=77" "pybind11>=2.13" ninja "cmake>=3.24"
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --quiet --disable-pip-version-check
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CMAKE := $(VENV)/bin/cmake
+CXX_BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CMAKE) -S . -G Ninja
+SAY = @printf '\033[1m==> %s\033[0m\n'
+
+.PHONY: demo test lint bench gpu sanitize wheel clean setup
+.DELETE_ON_ERROR:
+
+demo: setup
+	$(SAY) "demo"
+	$(PY) -m rmc_kernels demo
+
+test: setup
+	$(SAY) "tests"
+	$(PY) -m pytest -q
+
+bench: setup
+	$(SAY) "benchmark"
+	$(PY) -m rmc_kernels bench --suite full
+
+lint: setup
+	$(SAY) "ruff"
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(SAY) "mypy --strict"
+	$(VENV)/bin/mypy
+	$(SAY) "clang-format"
+	$(VENV)/bin/clang-format --dry-run -Werror $(CSRC)
+	$(SAY) "csrc with -Werror"
+	$(CXX_BUILD) -B build/werror -DRMC_WERROR=ON -DRMC_TESTS=ON -DPython_EXECUTABLE="$(CURDIR)/$(PY)" \
+	  -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)" --log-level=WARNING
+	$(CMAKE) --build build/werror
+
+# ---- Set-up: each stage leaves a stamp and is repeated when what it was made from changes ---------------------------
+
+setup: $(VENV)/.extension
+
+$(VENV)/.torch:
+	$(SAY) "creating $(VENV) with $(TORCH)"
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py
+	$(SAY) "installing rmc_kernels, editable, with what its development needs"
+	$(PIP) install $(BUILD_REQUIRES)
+	$(PIP) install --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.extension: $(VENV)/.installed CMakeLists.txt $(CSRC)
+	$(SAY) "building the C++ extension"
+	$(PY) setup.py --quiet build_ext --inplace
+	@touch $@
+
+# ---- The GPU machine -------------------------------------------------------------------------------------------------
+# Nothing is installed there: the package is laid out in build/gpu-site as a wheel would be (benchmarks/ is the
+# subpackage rmc_kernels.benchmarks) and run from that folder, which `python -m` searches first. The extension is built
+# when its build requirements happen to be there.
+
+gpu:
+	$(SAY) "looking for a GPU"
+	@$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else f"make gpu: torch {torch.__version__} sees no GPU; nothing was run")'
+	$(SAY) "building the C++ extension, if possible"
+	-$(PYTHON) setup.py --quiet build_ext --inplace
+	rm -rf build/gpu-site
+	mkdir -p build/gpu-site benchmarks/results
+	cp -R rmc_kernels build/gpu-site/rmc_kernels
+	cp -R benchmarks build/gpu-site/rmc_kernels/benchmarks
+	$(SAY) "verify"
+	cd build/gpu-site && $(PYTHON) -m rmc_kernels verify --device cuda --out "$(CURDIR)/benchmarks/results"
+	$(SAY) "benchmark"
+	cd build/gpu-site && $(PYTHON) -m rmc_kernels bench --device cuda --out "$(CURDIR)/benchmarks/results"
+
+# ---- Slower checks ---------------------------------------------------------------------------------------------------
+
+SANITIZERS := address,undefined thread
+
+sanitize: setup
+	@for sanitizer in $(SANITIZERS); do \
+	  printf '\033[1m==> csrc/tests under %s\033[0m\n' $$sanitizer; \
+	  build=build/sanitize-$${sanitizer%%,*}; \
+	  $(CXX_BUILD) -B $$build -DRMC_SANITIZE=$$sanitizer -DRMC_TESTS=ON -DRMC_BINDINGS=OFF --log-level=WARNING && \
+	  $(CMAKE) --build $$build && \
+	  $(VENV)/bin/ctest --test-dir $$build --output-on-failure || exit 1; \
+	done
+
+wheel: setup
+	$(SAY) "sdist and wheel"
+	rm -rf dist
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m build --no-isolation .
+
+clean:
+	rm -rf build dist demo *.egg-info rmc_kernels/_C.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -f $(VENV)/.extension

@@ -1,0 +1,57 @@
+#include "common/scratch.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace rmc {
+namespace {
+
+constexpr size_t kPage = 4096;
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kKeep = size_t{64} << 20;  // bytes that one use may keep between calls
+
+struct Buffer {
+  void* data = nullptr;
+  size_t size = 0;
+
+  void* need(size_t bytes) {
+    if (bytes > size) {
+      reset();
+      const size_t unit = bytes >= kHugePage ? kHugePage : kPage;
+      const size_t rounded = (bytes + unit - 1) / unit * unit;
+      data = std::aligned_alloc(unit, rounded);
+      if (!data) throw std::bad_alloc();
+      size = rounded;
+#ifdef MADV_HUGEPAGE
+      if (unit == kHugePage) madvise(data, rounded, MADV_HUGEPAGE);
+#endif
+    }
+#ifndef NDEBUG
+    std::memset(data, 0xff, bytes);  // every float and double of all ones is a NaN
+#endif
+    return data;
+  }
+  void reset() {
+    std::free(data);
+    data = nullptr;
+    size = 0;
+  }
+  ~Buffer() { reset(); }
+};
+
+thread_local Buffer buffers[3];
+
+}  // namespace
+
+void* scratch(Scratch use, size_t bytes) { return buffers[static_cast<int>(use)].need(bytes); }
+
+void release_scratch() {
+  for (Buffer& buffer : buffers) {
+    if (buffer.size > kKeep) buffer.reset();
+  }
+}
+
+}  // namespace rmc

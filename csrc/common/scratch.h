@@ -1,0 +1,35 @@
+// Working memory that a thread keeps between calls, so that a call does not pay for fresh pages.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace rmc {
+
+enum class Scratch { kTask, kWeights, kGradients };
+
+// At least `bytes`, aligned to a cache line, contents unspecified (NaN in builds with assertions). Valid until the next
+// call for the same `use` on this thread or release_scratch(). Throws std::bad_alloc.
+void* scratch(Scratch use, size_t bytes);
+
+// Gives back what is larger than a thread may keep.
+void release_scratch();
+
+// Hands out consecutive, cache-line aligned pieces of a buffer; with a null buffer it only adds up their sizes.
+class Bump {
+ public:
+  explicit Bump(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    const size_t at = used_;
+    used_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+}  // namespace rmc

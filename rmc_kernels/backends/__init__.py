@@ -1,0 +1,116 @@
+"""The backends, and which of them serves a call.
+
+`auto` takes the first that can: triton, cpu, reference. A backend that was asked for by name and cannot serve the call
+raises; it never silently becomes another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from rmc_kernels import errors
+from rmc_kernels.backends.cpu import CpuBackend
+from rmc_kernels.backends.protocol import Backend, Call
+from rmc_kernels.backends.reference import ReferenceBackend
+from rmc_kernels.spec import CellSpec
+
+__all__ = ["BACKENDS", "CHOICES", "Backend", "Call", "Explanation", "choose", "explain", "is_plain"]
+
+REFERENCE = ReferenceBackend()
+#: Fused backends in order of preference, then the reference, which serves everything.
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CpuBackend(), REFERENCE)}
+#: Backends that this version does not contain, with the reason that `explain` gives.
+ABSENT = {"triton": "the Triton kernels are not part of this version"}
+CHOICES = ("auto", *ABSENT, *BACKENDS)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which backend serves a call, and why each other one does not.
+
+    Attributes:
+        backend: name of the backend that would run under `backend="auto"`.
+        reasons: name of every other backend -> why it would not run.
+    """
+
+    backend: str
+    reasons: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.backend}: runs"]
+        return "\n".join(lines + [f"{name}: not used: {reason}" for name, reason in self.reasons.items()])
+
+
+def explain(spec: CellSpec, x: Tensor) -> Explanation:
+    """The backend that `backend="auto"` would run for `spec` and an input like `x`, and why each other one would not.
+
+    Args:
+        spec: the cell.
+        x: an input; only its dtype and device are looked at, and whether a torch.func transform is active.
+
+    Raises:
+        TypeError: `spec` is not a CellSpec or `x` is not a floating-point tensor.
+    """
+    if not isinstance(spec, CellSpec):
+        raise TypeError(f"spec takes a CellSpec, got {errors.describe(spec)}")
+    if not errors.is_tensor("x", x, "a floating-point tensor").is_floating_point():
+        raise TypeError(f"x takes a floating-point tensor, got {errors.describe(x)}")
+    chosen: str | None = None
+    reasons = dict(ABSENT)
+    for name in BACKENDS:
+        reason = f"{chosen} is preferred" if chosen else _why_not(BACKENDS[name], spec, x.dtype, x.device)
+        if reason is None:
+            chosen = name
+        else:
+            reasons[name] = reason
+    assert chosen is not None  # the reference refuses nothing
+    return Explanation(chosen, reasons)
+
+
+def choose(name: str, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> Backend:
+    """The backend that serves `spec` under the name the caller gave.
+
+    Raises:
+        ValueError: the name is unknown, or that backend cannot serve the call; the reason is in the message.
+    """
+    errors.one_of("backend", name, CHOICES)
+    if name == "auto":
+        return next(backend for backend in BACKENDS.values() if _why_not(backend, spec, dtype, device) is None)
+    reason = ABSENT.get(name) or _why_not(BACKENDS[name], spec, dtype, device)
+    if reason is not None:
+        raise ValueError(f'backend "{name}" cannot serve this call: {reason}; backend="auto" takes one that can')
+    return BACKENDS[name]
+
+
+def _why_not(backend: Backend, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+    if backend is REFERENCE:
+        return None
+    return backend.unavailable() or backend.refuses(spec, dtype, device) or _active_transform()
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether raw pointers and values may be read: real tensors, and nothing that traces, fakes or transforms.
+
+    `is_compiling()` is False under make_fx, and a FakeTensor's data_ptr() is 0, so the dispatch stack is looked at too.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+
+
+def _active_transform() -> str | None:
+    """Why no fused backend can run inside the transform that is active here, or None."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a torch.func transform is active, which only the reference can be differentiated or batched by"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active, which only the reference supports"
+    return None

@@ -1,0 +1,79 @@
+"""What a backend is: the one interface that the reference, the C++ and the Triton backends fill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rmc_kernels.spec import CellSpec
+
+
+@dataclass(frozen=True)
+class Call:
+    """The tensors of one unroll, validated: all that a backend is given. `B`, `T` may be 0.
+
+    Attributes:
+        x: [B, T, I] or [B, T, n, I], float32, float64 or a half type; any strides.
+        memory: [B, N, D]; float32 where x is a half type, x's dtype otherwise.
+        params: in the order of `spec.parameter_names`, of x's dtype; any strides.
+        lengths: [B] int64 on x's device, or None; a backend clamps it to [0, T].
+        resets: [B, T] bool, or None.
+        reset_memory: [B, N, D] in the dtype of `memory`; given exactly when `resets` is.
+        dropout_mask: [B, T, H, N, S] in x's dtype, factors of the attention weights, or None.
+    """
+
+    x: Tensor
+    memory: Tensor
+    params: tuple[Tensor, ...]
+    lengths: Tensor | None = None
+    resets: Tensor | None = None
+    reset_memory: Tensor | None = None
+    dropout_mask: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """`B`."""
+        return self.x.shape[0]
+
+    @property
+    def steps(self) -> int:
+        """`T`."""
+        return self.x.shape[1]
+
+
+class Backend(Protocol):
+    """One way to compute an unroll and its gradient. Backends are stateless; the arithmetic is `reference.py`'s."""
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """Why this backend cannot run on this machine at all, or None."""
+
+    def refuses(self, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why this backend does not serve `spec` with tensors of this dtype and device, or None."""
+
+    def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
+        """Bytes that `forward(save=True)` keeps for `backward`; arithmetic only, sizes may be symbolic."""
+
+    def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
+        """The memories after each step [B, T, N, D], contiguous and fresh, in the dtype of `call.memory`; and a uint8
+        tensor of `activation_size` bytes for `backward` if `save`, of 0 bytes otherwise.
+        """
+
+    def backward(
+        self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
+    ) -> list[Tensor]:
+        """Gradients of `sum(memories * grad)` for x, memory, reset_memory and each parameter, in this order.
+
+        Args:
+            spec: the cell.
+            call: what `forward` was given.
+            activations: what `forward` returned.
+            memories: what `forward` returned; the step is recomputed from it where `activations` is empty.
+            grad: [B, T, N, D], any strides.
+            needs: one flag per gradient; where it is False an empty tensor of 0 elements stands in its place.
+        """

@@ -1,0 +1,76 @@
+"""The reference as a backend: the definition behind the same interface as the kernels, and their yardstick in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rmc_kernels import reference
+from rmc_kernels.backends.protocol import Call
+from rmc_kernels.spec import CellSpec
+
+
+class ReferenceBackend:
+    """Runs `reference.unroll`. The backward pass runs it again under autograd, so nothing but the inputs is kept."""
+
+    name = "reference"
+
+    def unavailable(self) -> str | None:
+        """Plain PyTorch: always there."""
+        return None
+
+    def refuses(self, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Serves every spec, floating dtype and device."""
+        return None
+
+    def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
+        """Keeps nothing."""
+        return 0
+
+    def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
+        """See `Backend.forward`."""
+        with torch.no_grad():
+            return unroll(spec, call)[0], call.x.new_empty(0, dtype=torch.uint8)
+
+    def backward(
+        self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
+    ) -> list[Tensor]:
+        """See `Backend.backward`."""
+        inputs = [call.x, call.memory, call.reset_memory, *call.params]
+        leaves = [
+            None if tensor is None else tensor.detach().requires_grad_(need)
+            for tensor, need in zip(inputs, needs, strict=True)
+        ]
+        x, memory, reset_memory, *params = leaves
+        assert x is not None
+        assert memory is not None
+        given = tuple(param for param in params if param is not None)
+        with torch.enable_grad():
+            out = unroll(spec, replace(call, x=x, memory=memory, params=given, reset_memory=reset_memory))[0]
+        wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if need and leaf is not None]
+        if out.requires_grad:
+            found = torch.autograd.grad(out, wanted, grad.to(out.dtype), allow_unused=True, materialize_grads=True)
+        else:  # no step was taken
+            found = tuple(torch.zeros_like(leaf) for leaf in wanted)
+        grads = iter(found)
+        return [
+            next(grads).contiguous() if need and leaf is not None else call.x.new_empty(0)
+            for leaf, need in zip(leaves, needs, strict=True)
+        ]
+
+
+def unroll(spec: CellSpec, call: Call) -> tuple[Tensor, Tensor]:
+    """Memories and attention weights of `call` by the reference, differentiable."""
+    return reference.unroll(
+        call.x,
+        call.memory,
+        dict(zip(spec.parameter_names, call.params, strict=True)),
+        spec,
+        lengths=call.lengths,
+        resets=call.resets,
+        reset_memory=call.reset_memory,
+        dropout_mask=call.dropout_mask,
+    )

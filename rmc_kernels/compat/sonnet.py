@@ -1,0 +1,65 @@
+"""DeepMind Sonnet 1.36 variables (`snt.RelationalMemory` under TensorFlow 1), in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from rmc_kernels.compat import mapping
+from rmc_kernels.compat.mapping import Array, Entry, Layer
+from rmc_kernels.spec import CellSpec
+
+
+def load_variables(layer: Layer, variables: Mapping[str, Array | Tensor]) -> None:
+    """Copy Sonnet's variables into a layer of the sonnet variant, in place.
+
+    Args:
+        layer: the layer or cell; its dtype and device stay.
+        variables: TensorFlow op name -> array for every variable of the module, such as
+            `relational_memory/linear_1/w` [in, out]; layout as in docs/cell.md.
+
+    Raises:
+        TypeError, ValueError: wrong layer, missing or unknown names, wrong shapes; nothing is written then.
+    """
+    mapping.load(layer, _entries(mapping.check_layer(layer, "sonnet")), variables)
+
+
+def export_variables(layer: Layer, gradients: bool = False) -> dict[str, Array]:
+    """The layer's parameters under Sonnet's names and in its layout.
+
+    Args:
+        layer: a layer or cell of the sonnet variant.
+        gradients: give each parameter's `.grad` instead; zeros where there is none.
+
+    Returns:
+        name -> fresh array; float32 for half-type layers, the layer's dtype otherwise.
+    """
+    return mapping.export(layer, _entries(mapping.check_layer(layer, "sonnet")), gradients)
+
+
+def _entries(spec: CellSpec) -> list[Entry]:
+    """Sonnet names modules in order of creation; index 0 has no suffix except inside `mlp/`."""
+    entries: list[Entry] = []
+
+    def linear(theirs: str, ours: str) -> None:
+        entries.append(Entry(f"relational_memory/{theirs}/w", f"{ours}.weight", mapping.transposed))
+        entries.append(Entry(f"relational_memory/{theirs}/b", f"{ours}.bias", mapping.whole))
+
+    def norm(index: int, ours: str) -> None:
+        theirs = "relational_memory/layer_norm" + (f"_{index}" if index else "")
+        entries.append(Entry(f"{theirs}/gamma", f"{ours}.weight", mapping.whole))
+        entries.append(Entry(f"{theirs}/beta", f"{ours}.bias", mapping.whole))
+
+    linear("linear", "input_projection")
+    for b in range(spec.num_blocks):
+        linear(f"linear_{1 + b}", f"blocks.{b}.qkv")
+        norm(3 * b, f"blocks.{b}.qkv_norm")
+        norm(3 * b + 1, f"blocks.{b}.attention_norm")
+        norm(3 * b + 2, f"blocks.{b}.mlp_norm")
+    for layer in range(spec.attention_mlp_layers):
+        linear(f"mlp/linear_{layer}", f"mlp.{layer}")
+    if spec.gate_size:
+        linear(f"linear_{1 + spec.num_blocks}", "input_gate")
+        linear(f"linear_{2 + spec.num_blocks}", "memory_gate")
+    return entries

@@ -1,0 +1,431 @@
+"""`RelationalMemory` (a sequence, feels like nn.LSTM) and `RelationalMemoryCell` (one step, like nn.LSTMCell)."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from rmc_kernels import backends, errors, initial
+from rmc_kernels.functional import HALF_TYPES, RECOMPUTE, Options, relational_memory, with_attention
+from rmc_kernels.read_heads import ReadHead
+from rmc_kernels.spec import CellSpec, GateStyle
+
+Module = TypeVar("Module", bound="_MemoryModule")
+
+#: Arguments of nn.LSTM and its like that an RMC does not have, with what to do instead.
+_INSTEAD = {
+    "num_layers": "stack several layers: the output of one is the input of the next; num_blocks attends repeatedly "
+    "within one step",
+    "bidirectional": "run a second layer over the sequence reversed in time and concatenate the outputs",
+    "hidden_size": "the memory has mem_slots slots of num_heads * head_size units",
+    "proj_size": "put a Linear behind the layer, or choose another read_head",
+    "dropout": "put nn.Dropout around the layer; attention dropout belongs to CellSpec.r2gen",
+    "bias": "every Linear of the cell has a bias",
+    "nonlinearity": "the cell's nonlinearities are part of its definition",
+}
+
+
+class _Weights(nn.Module):
+    """A node of the parameter tree: holds parameters and nodes, computes nothing."""
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={tuple(value.shape)}" for name, value in self.named_parameters(recurse=False))
+
+
+class _MemoryModule(nn.Module):
+    """What the layer and the cell share: parameters, initial memory, read head, choice of backend."""
+
+    spec: CellSpec
+
+    def _setup(
+        self,
+        spec: CellSpec,
+        initial_memory: str,
+        read_head: str,
+        backend: str,
+        recompute: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        if not isinstance(spec, CellSpec):
+            raise TypeError(f"spec takes a CellSpec, got {errors.describe(spec)}")
+        errors.one_of("initial_memory", initial_memory, initial.MEMORY_MODES)
+        errors.one_of("backend", backend, backends.CHOICES)
+        errors.one_of("recompute", recompute, RECOMPUTE)
+        if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
+            raise TypeError(f"dtype takes a floating-point torch.dtype or None, got {errors.describe(dtype)}")
+        self.spec, self.backend, self.recompute = spec, backend, recompute
+        self.initial_memory_mode = initial_memory
+        self._leaves: list[tuple[nn.Module, str]] = []
+        for name, shape in spec.parameter_shapes.items():
+            *path, leaf = name.split(".")
+            owner: nn.Module = self
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, _Weights())
+                owner = owner.get_submodule(part)
+            owner.register_parameter(leaf, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            self._leaves.append((owner, leaf))
+        shape = (spec.mem_slots, spec.mem_size)
+        learned = torch.empty(shape, device=device, dtype=dtype) if initial_memory == "learned" else None
+        self.learned_memory = None if learned is None else nn.Parameter(learned)
+        self.read_head = ReadHead(read_head, *shape, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter again, as at construction; a learned memory starts as the identity."""
+        with torch.no_grad():
+            for name, value in self._parameters_by_name().items():
+                initial.parameter_(name, value, self.spec)
+            if self.learned_memory is not None:
+                learned = self.learned_memory
+                learned.copy_(initial.memory("identity", self.spec, 1, learned.device, learned.dtype)[0])
+        self.read_head.reset_parameters()
+
+    def initial_memory(self, batch_size: int) -> Tensor:
+        """The memory a sequence starts from and a reset loads: [batch_size, N, D], float32 for half-type parameters.
+
+        "learned" gives the learned memory, with gradient; "normal" draws anew at every call.
+        """
+        batch_size = errors.positive_int("batch_size", batch_size, minimum=0)
+        owner, leaf = self._leaves[0]
+        like: Tensor = getattr(owner, leaf)
+        dtype = torch.float32 if like.dtype in HALF_TYPES else like.dtype
+        if self.learned_memory is not None:
+            return self.learned_memory.to(dtype).expand(batch_size, -1, -1)
+        return initial.memory(self.initial_memory_mode, self.spec, batch_size, like.device, dtype)
+
+    @property
+    def output_size(self) -> int:
+        """Features of one step's output."""
+        return self.read_head.output_size
+
+    def extra_repr(self) -> str:
+        """The cell's sizes and the options that differ from the defaults."""
+        spec = self.spec
+        shown = [f"{spec.variant!r}"] + [f"{name}={getattr(spec, name)}" for name in ("input_size", "mem_slots")]
+        shown += [f"head_size={spec.head_size}", f"num_heads={spec.num_heads}"]
+        default = {"num_blocks": 1, "gate_style": "unit", "attention_mlp_layers": 2, "input_rows": None}
+        shown += [f"{name}={getattr(spec, name)!r}" for name, value in default.items() if getattr(spec, name) != value]
+        if spec.key_width != spec.head_size:
+            shown.append(f"key_size={spec.key_size}")
+        return ", ".join([*shown, f"initial_memory={self.initial_memory_mode!r}", f"backend={self.backend!r}"])
+
+    def _parameters_by_name(self) -> dict[str, Tensor]:
+        values = [getattr(owner, leaf) for owner, leaf in self._leaves]
+        return dict(zip(self.spec.parameter_names, values, strict=True))
+
+    def _unroll(
+        self, x: Tensor, memory: Tensor | None, lengths: Tensor | None, resets: Tensor | None, attention: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Output [B, T, ...], final memory, attention; x is [B, T, ...], its shape checked."""
+        batch, steps = x.shape[:2]
+        spec = self.spec
+        start = self.initial_memory(batch) if memory is None or resets is not None else None
+        mask = None
+        if self.training and spec.dropout:
+            shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)
+            keep = 1 - spec.dropout
+            mask = x.new_empty(shape, dtype=_compute_dtype(x)).bernoulli_(keep) / keep
+        reset_memory = start if resets is not None else None
+        options = Options(lengths, resets, reset_memory, mask)
+        first = start if memory is None else memory
+        assert first is not None
+        weights = None
+        if attention:
+            memories, final, weights = with_attention(x, first, self._parameters_by_name(), spec, options)
+        else:
+            memories, final = relational_memory(
+                x, first, self._parameters_by_name(), spec, **options._asdict(),
+                backend=self.backend, recompute=self.recompute,
+            )  # fmt: skip
+        output = self.read_head(memories).to(_compute_dtype(x))
+        if lengths is not None:
+            past = torch.arange(steps, device=x.device) >= lengths.to(x.device, non_blocking=True)[:, None]
+            output = output.masked_fill(past[..., None], 0)
+        return output, final, weights
+
+
+class RelationalMemory(_MemoryModule):
+    """The Relational Memory Core over a sequence (Santoro et al. 2018, arXiv:1806.01822; Sonnet 1.36).
+
+    `N = mem_slots` slots of `D = num_heads * head_size` units attend to each other and to the input at every step.
+
+    Args:
+        input_size: features `I` of the input.
+        mem_slots: memory slots `N`.
+        head_size: units of one head.
+        num_heads: heads `H`. Default: 1.
+        num_blocks: attention blocks per step. Default: 1.
+        gate_style: "unit" (a gate per unit), "memory" (a gate per slot) or None. Default: "unit".
+        attention_mlp_layers: layers of the MLP. Default: 2.
+        key_size: key size of one head; None takes head_size.
+        forget_bias, input_bias: constants added to the gates. Defaults: 1.0, 0.0.
+        input_rows: rows `n` of a matrix input; None for vector input.
+        initial_memory: "identity" (the paper's), "zeros", "normal" (N(0, 1/D), drawn once a call) or "learned".
+        read_head: "concat" (the paper's), "mean", "weighted" or "attention"; see `ReadHead`.
+        batch_first: whether x, output and resets are [B, T, ...] (default) or [T, B, ...].
+        backend: "auto", "triton", "cpu" or "reference"; see `explain`.
+        recompute: "full" (default) or "none"; see `relational_memory`.
+        device, dtype: of the parameters.
+
+    Other variants of the cell: `RelationalMemory.from_spec(CellSpec.l0sg(...))` and so on.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it got and what it takes.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        mem_slots: int,
+        head_size: int,
+        num_heads: int = 1,
+        *,
+        num_blocks: int = 1,
+        gate_style: GateStyle | None = "unit",
+        attention_mlp_layers: int = 2,
+        key_size: int | None = None,
+        forget_bias: float = 1.0,
+        input_bias: float = 0.0,
+        input_rows: int | None = None,
+        initial_memory: str = "identity",
+        read_head: str = "concat",
+        batch_first: bool = True,
+        backend: str = "auto",
+        recompute: str = "full",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        _refuse(type(self), unknown)
+        spec = CellSpec.sonnet(
+            input_size, mem_slots, head_size, num_heads, num_blocks, forget_bias, input_bias, gate_style,
+            attention_mlp_layers, key_size, input_rows,
+        )  # fmt: skip
+        self.batch_first = errors.boolean("batch_first", batch_first)
+        self._setup(spec, initial_memory, read_head, backend, recompute, device, dtype)
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: CellSpec,
+        *,
+        initial_memory: str = "identity",
+        read_head: str = "concat",
+        batch_first: bool = True,
+        backend: str = "auto",
+        recompute: str = "full",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **unknown: Any,
+    ) -> RelationalMemory:
+        """A layer of any variant; arguments as in the constructor."""
+        _refuse(cls, unknown)
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.batch_first = errors.boolean("batch_first", batch_first)
+        layer._setup(spec, initial_memory, read_head, backend, recompute, device, dtype)
+        return layer
+
+    def forward(
+        self,
+        x: Tensor | PackedSequence,
+        memory: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_attention: bool = False,
+    ) -> Any:
+        """Run the sequence.
+
+        Args:
+            x: [B, T, I], or [B, T, n, I] in matrix mode; unbatched [T, I] or [T, n, I]; T first if not `batch_first`.
+                A PackedSequence gives a PackedSequence back and brings its own lengths.
+            memory: [B, N, D] (unbatched: [1, N, D]), or None for `initial_memory`.
+            lengths: [B] integers from 0 to T. Past its length an element's output is 0 and its memory frozen.
+            resets: bool [B, T] ([T, B] if not `batch_first`; unbatched [T]); before such a step the element's memory
+                is replaced by `initial_memory`.
+            return_attention: also return the attention weights; runs on the reference whatever the backend.
+
+        Returns:
+            output: [B, T, output_size], laid out as x, in x's dtype (the autocast dtype under autocast).
+            memory: [B, N, D], the memory at each element's last step, float32 for half types.
+            attention: with `return_attention`, [B, T, num_blocks, H, N, S]: how much each slot looks at each of the
+                `S` rows (slots, then input rows), before dropout; [T, B, ...] if not `batch_first`.
+
+        Raises:
+            TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
+        """
+        errors.boolean("return_attention", return_attention)
+        if isinstance(x, PackedSequence):
+            return self._forward_packed(x, memory, lengths, resets, return_attention)
+        takes = "[B, T, I]" if self.spec.input_rows is None else "[B, T, n, I]"
+        takes = takes if self.batch_first else takes.replace("B, T", "T, B")
+        sizes = self.spec.input_shape
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x takes a tensor {takes} or a PackedSequence, got {errors.describe(x)}")
+        extra = x.dim() - len(sizes)
+        if extra not in (1, 2) or x.shape[extra:] != sizes:
+            raise ValueError(
+                f"x takes shape {takes}, or the same without B, with last sizes {sizes}; got {tuple(x.shape)}"
+            )
+        if extra == 1:
+            return self._forward_unbatched(x, memory, lengths, resets, return_attention)
+        if not self.batch_first:
+            x = x.transpose(0, 1)
+            resets = self._transposed_resets(resets)
+        output, final, weights = self._unroll(x, memory, lengths, resets, return_attention)
+        if not self.batch_first:
+            output = output.transpose(0, 1)
+            weights = None if weights is None else weights.transpose(0, 1)
+        return (output, final) if weights is None else (output, final, weights)
+
+    def _forward_unbatched(
+        self, x: Tensor, memory: Tensor | None, lengths: Tensor | None, resets: Tensor | None, attention: bool
+    ) -> Any:
+        if isinstance(lengths, Tensor) and lengths.dim() == 0:
+            lengths = lengths[None]
+        if resets is not None:
+            if not isinstance(resets, Tensor) or resets.shape != x.shape[:1]:
+                _wrong_resets(resets, f"({x.shape[0]},)")
+            resets = resets[None]
+        output, final, weights = self._unroll(x[None], memory, lengths, resets, attention)
+        return (output[0], final) if weights is None else (output[0], final, weights[0])
+
+    def _forward_packed(
+        self,
+        x: PackedSequence,
+        memory: Tensor | None,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        attention: bool,
+    ) -> Any:
+        if lengths is not None:
+            raise ValueError("lengths takes None where x is a PackedSequence, which brings its own")
+        padded, own = pad_packed_sequence(x, batch_first=True)
+        if padded.shape[2:] != self.spec.input_shape:
+            raise ValueError(f"x takes packed rows of shape {self.spec.input_shape}, got {tuple(x.data.shape[1:])}")
+        resets = resets if self.batch_first else self._transposed_resets(resets)
+        output, final, weights = self._unroll(padded, memory, own, resets, attention)
+        if x.sorted_indices is not None:
+            output = output.index_select(0, x.sorted_indices)
+            own = own.index_select(0, x.sorted_indices.cpu())
+        data = pack_padded_sequence(output, own, batch_first=True).data
+        packed = PackedSequence(data, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+        if weights is None:
+            return packed, final
+        return packed, final, weights if self.batch_first else weights.transpose(0, 1)
+
+    def _transposed_resets(self, resets: Tensor | None) -> Tensor | None:
+        if resets is None:
+            return None
+        if not isinstance(resets, Tensor) or resets.dim() != 2:
+            _wrong_resets(resets, "[T, B]")
+        return resets.t()
+
+
+class RelationalMemoryCell(_MemoryModule):
+    """One step of the Relational Memory Core: `output, memory = cell(x, memory)`.
+
+    Takes the arguments of `RelationalMemory` but `batch_first`, and has the same parameters, so that the weights of
+    one load into the other.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        mem_slots: int,
+        head_size: int,
+        num_heads: int = 1,
+        *,
+        num_blocks: int = 1,
+        gate_style: GateStyle | None = "unit",
+        attention_mlp_layers: int = 2,
+        key_size: int | None = None,
+        forget_bias: float = 1.0,
+        input_bias: float = 0.0,
+        input_rows: int | None = None,
+        initial_memory: str = "identity",
+        read_head: str = "concat",
+        backend: str = "auto",
+        recompute: str = "full",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        _refuse(type(self), unknown)
+        spec = CellSpec.sonnet(
+            input_size, mem_slots, head_size, num_heads, num_blocks, forget_bias, input_bias, gate_style,
+            attention_mlp_layers, key_size, input_rows,
+        )  # fmt: skip
+        self._setup(spec, initial_memory, read_head, backend, recompute, device, dtype)
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: CellSpec,
+        *,
+        initial_memory: str = "identity",
+        read_head: str = "concat",
+        backend: str = "auto",
+        recompute: str = "full",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **unknown: Any,
+    ) -> RelationalMemoryCell:
+        """A cell of any variant; arguments as in the constructor."""
+        _refuse(cls, unknown)
+        cell = cls.__new__(cls)
+        nn.Module.__init__(cell)
+        cell._setup(spec, initial_memory, read_head, backend, recompute, device, dtype)
+        return cell
+
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One step.
+
+        Args:
+            x: [B, I], or [B, n, I] in matrix mode; unbatched [I] or [n, I].
+            memory: [B, N, D] (unbatched: [1, N, D]), or None for `initial_memory`.
+
+        Returns:
+            output: [B, output_size] (unbatched: [output_size]), in x's dtype.
+            memory: [B, N, D], float32 for half types.
+
+        Raises:
+            TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
+        """
+        takes = "[B, I]" if self.spec.input_rows is None else "[B, n, I]"
+        sizes = self.spec.input_shape
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x takes a tensor {takes}, got {errors.describe(x)}")
+        extra = x.dim() - len(sizes)
+        if extra not in (0, 1) or x.shape[extra:] != sizes:
+            raise ValueError(
+                f"x takes shape {takes}, or the same without B, with last sizes {sizes}; got {tuple(x.shape)}"
+            )
+        rows = x if extra else x[None]
+        output, final, _ = self._unroll(rows[:, None], memory, None, None, attention=False)
+        return output[:, 0] if extra else output[0, 0], final
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which x is computed with: the autocast dtype under autocast, its own otherwise."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _wrong_resets(resets: object, takes: str) -> NoReturn:
+    error = ValueError if isinstance(resets, Tensor) else TypeError
+    raise error(f"resets takes a bool tensor of shape {takes}, got {errors.describe(resets)}")
+
+
+def _refuse(cls: type, unknown: dict[str, Any]) -> None:
+    for name in unknown:
+        hint = _INSTEAD.get(name)
+        raise TypeError(f"{cls.__name__} has no argument {name!r}" + (f": {hint}" if hint else ""))
