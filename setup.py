@@ -87,7 +87,7 @@ def _reason(error: Exception) -> str:
 
 
 setup(
-    # The benchmarks live at the top of the repository and are shipped as a subpackage, so that `rmc bench` works from a wheel.
+    # benchmarks/ is at the top of the repository for its readers, and a subpackage for `rmc bench` in a wheel.
     packages=[*find_packages(include=["rmc_kernels", "rmc_kernels.*"]), "rmc_kernels.benchmarks"],
     package_dir={"rmc_kernels.benchmarks": "benchmarks"},
     ext_modules=[Extension("rmc_kernels._C", sources=[], optional=True)],

@@ -48,7 +48,7 @@ def relational_memory(
             Resets past the length are ignored.
         reset_memory: [B, N, D], or [N, D] for every element alike; needed with `resets`, refused without.
         dropout_mask: [B, T, H, N, S] factors by which the attention weights are multiplied, of x's dtype, or None.
-            For cells of one block.
+            For one-block cells other than l0sg.
         backend: "auto", "triton", "cpu" or "reference"; `explain` tells what "auto" takes.
         recompute: what a fused backend keeps for its backward pass: "full" keeps only the memories and computes each
             step again, "none" keeps the activations too. The reference ignores it.
@@ -75,7 +75,7 @@ def relational_memory(
             memories = reference_unroll(spec, call)[0]
         else:
             memories = _fused(spec, chosen.name, call, save=recompute == "none")
-    return memories, memories[:, -1] if call.steps else call.memory
+    return memories, _final(memories, call)
 
 
 class Options(NamedTuple):
@@ -97,7 +97,7 @@ def with_attention(
     call, context = prepare(x, memory, params, spec, options)
     with context:
         memories, attention = reference_unroll(spec, call)
-    return memories, memories[:, -1] if call.steps else call.memory, attention
+    return memories, _final(memories, call), attention
 
 
 def prepare(
@@ -134,8 +134,11 @@ def prepare(
         raise ValueError("reset_memory takes None where resets is None: without resets it has no meaning")
     mask = options.dropout_mask
     if mask is not None:
-        if spec.num_blocks > 1:
-            raise ValueError(f"dropout_mask is for cells of one block, this one has {spec.num_blocks}")
+        if spec.input_rows_live:  # the mask has no rows for the input's own attention
+            raise ValueError(
+                f"dropout_mask is for one-block cells other than l0sg; this one is {spec.variant}, "
+                f"num_blocks={spec.num_blocks}"
+            )
         mask_shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)
         _check_tensor("dropout_mask", mask, mask_shape, x.dtype, x.device)
     lengths = _lengths(options.lengths, batch, steps, x)
@@ -160,14 +163,17 @@ def _parameter_list(params: Mapping[str, Tensor], spec: CellSpec) -> tuple[Tenso
 
 
 def _check_input(x: Tensor, spec: CellSpec) -> None:
-    takes = "[B, T, I]" if spec.input_rows is None else "[B, T, n, I]"
-    sizes = ", ".join(map(str, spec.input_shape))
     if not isinstance(x, Tensor):
-        raise TypeError(f"x takes a tensor {takes} = [B, T, {sizes}], got {errors.describe(x)}")
+        raise TypeError(f"x takes a tensor {_input_layout(spec)}, got {errors.describe(x)}")
     if x.dtype not in DTYPES:
         raise TypeError(f"x takes one of {', '.join(map(str, DTYPES))}; got {x.dtype}")
     if x.dim() != 2 + len(spec.input_shape) or x.shape[2:] != spec.input_shape:
-        raise ValueError(f"x takes shape {takes} = [B, T, {sizes}], got {tuple(x.shape)}")
+        raise ValueError(f"x takes shape {_input_layout(spec)}, got {tuple(x.shape)}")
+
+
+def _input_layout(spec: CellSpec) -> str:
+    names = "[B, T, I]" if spec.input_rows is None else "[B, T, n, I]"
+    return f"{names} = [B, T, {', '.join(map(str, spec.input_shape))}]"
 
 
 def _check_tensor(name: str, value: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -220,3 +226,8 @@ def _fused(spec: CellSpec, backend: str, call: Call, save: bool) -> Tensor:
         )
         return memories
     return run_forward(spec, backend, call, save=False)[0]
+
+
+def _final(memories: Tensor, call: Call) -> Tensor:
+    """The last memory, as a tensor of its own: carrying it must not keep the whole sequence alive."""
+    return memories[:, -1].contiguous() if call.steps else call.memory

@@ -118,6 +118,20 @@ class _MemoryModule(nn.Module):
         values = [getattr(owner, leaf) for owner, leaf in self._leaves]
         return dict(zip(self.spec.parameter_names, values, strict=True))
 
+    def _leading_axes(self, x: Tensor, axes: str) -> int:
+        """How many axes stand before one step's input: all of `axes`, or one fewer where x is unbatched."""
+        sizes = self.spec.input_shape
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x takes a tensor {self._input_layout(axes)}, got {errors.describe(x)}")
+        extra, most = x.dim() - len(sizes), axes.count(",") + 1
+        if extra not in (most - 1, most) or x.shape[extra:] != sizes:
+            raise ValueError(f"x takes shape {self._input_layout(axes)}, or without B; got {tuple(x.shape)}")
+        return extra
+
+    def _input_layout(self, axes: str) -> str:
+        names = "I" if self.spec.input_rows is None else "n, I"
+        return f"[{axes}, {names}] with {names} = {', '.join(map(str, self.spec.input_shape))}"
+
     def _unroll(
         self, x: Tensor, memory: Tensor | None, lengths: Tensor | None, resets: Tensor | None, attention: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -264,16 +278,7 @@ class RelationalMemory(_MemoryModule):
         errors.boolean("return_attention", return_attention)
         if isinstance(x, PackedSequence):
             return self._forward_packed(x, memory, lengths, resets, return_attention)
-        takes = "[B, T, I]" if self.spec.input_rows is None else "[B, T, n, I]"
-        takes = takes if self.batch_first else takes.replace("B, T", "T, B")
-        sizes = self.spec.input_shape
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x takes a tensor {takes} or a PackedSequence, got {errors.describe(x)}")
-        extra = x.dim() - len(sizes)
-        if extra not in (1, 2) or x.shape[extra:] != sizes:
-            raise ValueError(
-                f"x takes shape {takes}, or the same without B, with last sizes {sizes}; got {tuple(x.shape)}"
-            )
+        extra = self._leading_axes(x, "B, T" if self.batch_first else "T, B")
         if extra == 1:
             return self._forward_unbatched(x, memory, lengths, resets, return_attention)
         if not self.batch_first:
@@ -400,15 +405,7 @@ class RelationalMemoryCell(_MemoryModule):
         Raises:
             TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
         """
-        takes = "[B, I]" if self.spec.input_rows is None else "[B, n, I]"
-        sizes = self.spec.input_shape
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x takes a tensor {takes}, got {errors.describe(x)}")
-        extra = x.dim() - len(sizes)
-        if extra not in (0, 1) or x.shape[extra:] != sizes:
-            raise ValueError(
-                f"x takes shape {takes}, or the same without B, with last sizes {sizes}; got {tuple(x.shape)}"
-            )
+        extra = self._leading_axes(x, "B")
         rows = x if extra else x[None]
         output, final, _ = self._unroll(rows[:, None], memory, None, None, attention=False)
         return output[:, 0] if extra else output[0, 0], final

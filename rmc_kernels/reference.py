@@ -95,7 +95,10 @@ def unroll(
             reset = resets[:, t, None, None]
             memory = torch.where(reset if alive is None else reset & alive, reset_memory, memory)
         mask = None if dropout_mask is None else dropout_mask[:, t]
-        stepped, weights = step(x[:, t], memory, params, spec, dropout_mask=mask)
+        # A copy, since matrix products may round differently for other strides and alignments: a sequence in chunks
+        # must equal the sequence at once bit for bit.
+        x_t = x[:, t].clone(memory_format=torch.contiguous_format)
+        stepped, weights = step(x_t, memory, params, spec, dropout_mask=mask)
         memory = stepped if alive is None else torch.where(alive, stepped, memory)
         memories.append(memory)
         weights = weights.transpose(0, 1)

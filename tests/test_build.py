@@ -27,8 +27,8 @@ from rmc_kernels import _C  # noqa: E402  (with a compiler, a missing extension 
 
 def test_version_has_one_source() -> None:
     assert importlib.metadata.version("rmc-kernels") == rmc_kernels.__version__
-    copies = [p for p in [ROOT / "pyproject.toml", ROOT / "setup.py", *ROOT.glob("rmc_kernels/**/*.py")]]
-    stating = [p.name for p in copies if re.search(r"^(__)?version(__)?\s*=\s*\"", p.read_text(), re.MULTILINE)]
+    files = [ROOT / "pyproject.toml", ROOT / "setup.py", *ROOT.glob("rmc_kernels/**/*.py")]
+    stating = [p.name for p in files if re.search(r"^(__)?version(__)?\s*=\s*\"", p.read_text(), re.MULTILINE)]
     assert stating == ["_version.py"]
 
 
@@ -54,7 +54,16 @@ def test_extension_links_only_system_libraries() -> None:
     dynamic = subprocess.run(["readelf", "-d", str(_C.__file__)], check=True, capture_output=True, text=True).stdout
     needed = {name.split(".so")[0] for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)}
     assert "libc" in needed
-    assert needed <= {"libc", "libm", "libstdc++", "libgcc_s", "libgomp", "libpthread", "ld-linux-x86-64", "ld-linux-aarch64"}
+    assert needed <= {
+        "libc",
+        "libm",
+        "libstdc++",
+        "libgcc_s",
+        "libgomp",
+        "libpthread",
+        "ld-linux-x86-64",
+        "ld-linux-aarch64",
+    }
     assert "RUNPATH" not in dynamic
     assert "RPATH" not in dynamic
 
@@ -135,18 +144,18 @@ def test_bandwidth(size: int) -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, 61.0, math.inf, math.nan])
 def test_ceilings_refuse_a_time_out_of_range(seconds: float) -> None:
-    with pytest.raises(ValueError, match="^seconds:"):
+    with pytest.raises(ValueError, match=r"^seconds:"):
         _C.peak_fma(seconds)
-    with pytest.raises(ValueError, match="^seconds:"):
+    with pytest.raises(ValueError, match=r"^seconds:"):
         _C.peak_amx(seconds)
-    with pytest.raises(ValueError, match="^seconds:"):
+    with pytest.raises(ValueError, match=r"^seconds:"):
         _C.bandwidth(4096, seconds)
 
 
 def test_ceilings_refuse_other_arguments_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"^isa: got 'mmx', .* support generic"):
         _C.peak_fma(0.02, "mmx")
-    with pytest.raises(ValueError, match="^bytes:"):
+    with pytest.raises(ValueError, match=r"^bytes:"):
         _C.bandwidth(4095)
     with pytest.raises(TypeError):
         _C.bandwidth("4096")  # type: ignore[arg-type]

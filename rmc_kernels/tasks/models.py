@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -52,7 +53,7 @@ class Classifier(nn.Module):
         self.core = core
         widths = [core_size] + [config.readout_width] * config.readout_layers
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         self.readout = nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 

@@ -88,5 +88,9 @@ class NthFarthest:
         n, m = torch.randint(self.objects, (2, batch_size), generator=generator, device=device)
         order = torch.rand(shape, generator=generator, device=device).argsort(dim=1)
         question = one_hot(torch.stack([n, m], dim=1), self.objects).flatten(1).expand(self.objects, -1, -1)
-        parts = [vectors.take_along_dim(order[..., None], dim=1), one_hot(order, self.objects), question.transpose(0, 1)]
+        parts = [
+            vectors.take_along_dim(order[..., None], dim=1),
+            one_hot(order, self.objects),
+            question.transpose(0, 1),
+        ]
         return Batch(torch.cat(parts, dim=-1), farthest(vectors, n, m))

@@ -1,0 +1,64 @@
+// What each instruction set provides: one table of functions per translation unit in csrc/isa/.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "machine/isa.h"
+
+namespace rmc {
+
+struct Plan;
+
+// Pointers are to the plan's scalar type (float or double), contiguous unless said otherwise; absent ones are null.
+struct CellInputs {
+  int64_t batch = 0, steps = 0;
+  int threads = 1;
+  const void* x = nullptr;       // [B, T, n, I]
+  const void* memory = nullptr;  // [B, N, D]
+  const void* const* params = nullptr;
+  const int64_t* lengths = nullptr;      // [B]
+  const bool* resets = nullptr;          // [B, T]
+  const void* reset_memory = nullptr;    // [B, N, D]
+  const void* dropout_mask = nullptr;    // [B, T, H, N, S]
+  const void* packed = nullptr;          // packed weights to use instead of packing `params`
+  void* memories = nullptr;              // [B, T, N, D]; written by forward, read by backward
+  void* activations = nullptr;           // null, or what forward saves and backward reads
+};
+
+struct CellGradients {
+  const void* memories = nullptr;  // [B, T, N, D]
+  // Written where not null:
+  void* x = nullptr;
+  void* memory = nullptr;
+  void* reset_memory = nullptr;
+  void* const* params = nullptr;  // one pointer per parameter, each may be null
+};
+
+// Elements (not bytes) that saved activations take: steps * (batch * per_element + tiles * per_tile).
+struct ActivationSize {
+  int64_t per_element = 0, per_tile = 0;
+};
+
+struct Shape {
+  int width, max_rows;
+};
+
+struct Kernels {
+  Shape shape;
+  void (*pack)(const Plan&, const void* const* params, bool backward, void* packed);
+  void (*forward)(const Plan&, const CellInputs&);
+  void (*backward)(const Plan&, const CellInputs&, const CellGradients&);
+  ActivationSize (*activation_size)(const Plan&);
+  void (*apply)(int function, const void* x, void* y, int64_t count);  // exp, sigmoid, tanh: for tests
+  double (*gemm)(int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats);  // least CPU seconds of one product
+};
+
+// Throws std::invalid_argument where the instruction set is missing from this build.
+const Kernels& kernels(Isa isa, bool is_double);
+
+const Kernels& kernels_generic();
+const Kernels& kernels_generic_double();
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+
+}  // namespace rmc

@@ -1,0 +1,10 @@
+#include "common/profile.h"
+
+namespace rmc {
+
+Profile& profile() {
+  static Profile instance;
+  return instance;
+}
+
+}  // namespace rmc

@@ -1,0 +1,114 @@
+// C = A W + bias on panels, W packed by gemm/pack.h.
+//
+// Every element of C is one chain of multiply-adds in the order of k, started from the bias (or zero, or C itself),
+// whatever the panel height and the number of columns a kernel takes, and also where k is split in blocks. So a row's
+// result depends on that row alone: not on its neighbours, the tile, the threads, or how a sequence was cut.
+#pragma once
+#include <cstdint>
+#include <utility>
+
+#include "gemm/panels.h"
+
+namespace rmc {
+namespace RMC_ISA {
+
+enum class Start { kBias, kAccumulate };
+
+constexpr int64_t kBlockK = 256;  // two vectors of columns x 256 x 4 bytes = 32 KB: two thirds of the L1 cache
+constexpr int64_t kPrefetchBytes = 1024;
+
+template <class V, int R, int C>
+inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* w, int64_t pair_stride,
+                        const typename V::T* bias, bool accumulate, bool relu, typename V::T* c) {
+  constexpr int W = V::W;
+  constexpr int kPair = C == 1 ? 1 : 2;
+  V acc[R][C];
+#pragma GCC unroll 4
+  for (int j = 0; j < C; j++) {
+    if (accumulate) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) acc[r][j] = V::load(c + (j * R + r) * W);
+    } else {
+      const V start = bias ? V::load(bias + j * W) : V::zero();
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) acc[r][j] = start;
+    }
+  }
+  for (int64_t chunk = 0; chunk < k; chunk += W) {
+#pragma GCC unroll 4
+    for (int u = 0; u < W; u++) {
+      V weight[C];
+#pragma GCC unroll 4
+      for (int j = 0; j < C; j++) {
+        const typename V::T* p = w + (j / 2) * pair_stride + (u * kPair + j % 2) * W;
+        weight[j] = V::load(p);
+        prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) {
+        const V x = V::set(a[r * W + u]);
+#pragma GCC unroll 4
+        for (int j = 0; j < C; j++) acc[r][j] = fma(x, weight[j], acc[r][j]);
+      }
+    }
+    a += R * W;
+    w += kPair * W * W;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+    for (int j = 0; j < C; j++) {
+      const V y = relu ? max(V::zero(), acc[r][j]) : acc[r][j];  // a NaN stays one
+      y.store(c + (j * R + r) * W);
+    }
+  }
+}
+
+template <class V>
+using GemmKernel = void (*)(int64_t, const typename V::T*, const typename V::T*, int64_t, const typename V::T*, bool,
+                            bool, typename V::T*);
+
+template <class V, int C, int... R>
+inline GemmKernel<V> gemm_kernel_of(int height, std::integer_sequence<int, R...>) {
+  static constexpr GemmKernel<V> table[] = {gemm_kernel<V, R + 1, C>...};
+  return table[height - 1];
+}
+
+template <class V, int C>
+inline GemmKernel<V> gemm_kernel_of(int height) {
+  return gemm_kernel_of<V, C>(height, std::make_integer_sequence<int, V::kMaxRows>());
+}
+
+// `count` panels from panel `first_a` of A and `first_c` of C. `weights` holds [A.columns, C.columns].
+template <class V>
+void gemm(const Panels<V>& a, int64_t first_a, const typename V::T* weights, const typename V::T* bias,
+          const Panels<V>& c, int64_t first_c, int64_t count, Start start, bool relu = false) {
+  using T = typename V::T;
+  constexpr int W = V::W;
+  const int64_t K = a.columns, chunks = c.columns / W;
+  const int height = a.height;
+  const GemmKernel<V> two = gemm_kernel_of<V, 2>(height), one = gemm_kernel_of<V, 1>(height);
+  GemmKernel<V> four = nullptr;
+  if constexpr (V::kWideRows > 0) {
+    if (height <= V::kWideRows)
+      four = gemm_kernel_of<V, 4>(height, std::make_integer_sequence<int, V::kWideRows>());
+  }
+  for (int64_t k0 = 0; k0 < K; k0 += kBlockK) {
+    const int64_t k = K - k0 < kBlockK ? K - k0 : kBlockK;
+    const bool accumulate = k0 > 0 || start == Start::kAccumulate, last = k0 + k == K;
+    for (int64_t j = 0; j < chunks;) {
+      const int64_t left = chunks - j, take = left >= 4 && four ? 4 : left >= 2 ? 2 : 1;
+      const GemmKernel<V> kernel = take == 4 ? four : take == 2 ? two : one;
+      const T* w = weights + j * W * K + k0 * (take == 1 ? 1 : 2) * W;
+      const T* b = bias ? bias + j * W : nullptr;
+      for (int64_t p = 0; p < count; p++) {
+        kernel(k, a.panel(first_a + p) + k0 * height, w, 2 * W * K, b, accumulate, relu && last,
+               c.panel(first_c + p) + j * height * W);
+      }
+      j += take;
+    }
+  }
+}
+
+}  // namespace RMC_ISA
+}  // namespace rmc

@@ -1,0 +1,43 @@
+// The layout of every matrix inside the cell: panels of `height` rows, each in chunks of W columns,
+//     element (r, c) at  panel(r / height) + (c / W) * height * W + (r % height) * W + c % W.
+// What a GEMM kernel touches is then base + constant (no row strides), and its result is directly the operand of the
+// next. Panels are one cache line further apart than their size: with a power of two between them, the same columns of
+// all panels (what a weight gradient reads) would share a few sets of the L1 cache.
+#pragma once
+#include <cstdint>
+
+namespace rmc {
+namespace RMC_ISA {
+
+template <class V>
+struct Panels {
+  using T = typename V::T;
+  T* data = nullptr;
+  int64_t columns = 0;
+  int32_t height = 1;
+
+  static constexpr int64_t kLine = 64 / sizeof(T);
+  int64_t stride() const { return columns * height + kLine; }
+  int64_t chunk_stride() const { return int64_t{height} * V::W; }
+  T* panel(int64_t p) const { return data + p * stride(); }
+  // First chunk of row r, counted from panel p.
+  T* row(int64_t p, int64_t r) const {
+    const uint32_t q = static_cast<uint32_t>(r) / static_cast<uint32_t>(height);
+    return data + (p + q) * stride() + (r - int64_t{q} * height) * V::W;
+  }
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// Where the rows of a step are: `rows` of them in `count` panels, the last of which may be partly filled.
+struct Rows {
+  int64_t rows = 0, count = 0;
+  int32_t height = 1;
+
+  int64_t in_panel(int64_t p) const {  // p counts through several steps
+    const int64_t q = p % count;
+    return q + 1 < count ? height : rows - q * height;
+  }
+};
+
+}  // namespace RMC_ISA
+}  // namespace rmc

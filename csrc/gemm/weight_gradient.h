@@ -1,0 +1,85 @@
+// dW += dY^T X over the rows of a chunk, both operands read as the panels that the step left behind.
+#pragma once
+#include <cstdint>
+
+#include "gemm/panels.h"
+
+namespace rmc {
+namespace RMC_ISA {
+
+// A block of R outputs and C vectors of inputs. The rows of the chunk are summed from zero and then added to `out`
+// ([outputs, stride]): two levels keep the error of a long sum down.
+template <class V, int R, int C>
+inline void weight_gradient_kernel(const typename V::T* dy, int64_t dy_stride, const typename V::T* x,
+                                   int64_t x_stride, int64_t x_chunk, const Rows& rows, int64_t panels,
+                                   typename V::T* out, int64_t out_stride) {
+  constexpr int W = V::W;
+  V acc[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 2
+    for (int j = 0; j < C; j++) acc[r][j] = V::zero();
+  }
+  int64_t in_step = 0;
+  for (int64_t p = 0; p < panels; p++, dy += dy_stride, x += x_stride) {
+    int64_t n = rows.height;
+    if (++in_step == rows.count) {
+      n = rows.rows - (rows.count - 1) * rows.height;
+      in_step = 0;
+    }
+    const typename V::T *d = dy, *a = x;
+    for (int64_t i = 0; i < n; i++, d += W, a += W) {
+      V input[C];
+#pragma GCC unroll 2
+      for (int j = 0; j < C; j++) input[j] = V::load(a + j * x_chunk);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const V y = V::set(d[r]);
+#pragma GCC unroll 2
+        for (int j = 0; j < C; j++) acc[r][j] = fma(y, input[j], acc[r][j]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 2
+    for (int j = 0; j < C; j++) {
+      typename V::T* to = out + r * out_stride + j * W;
+      (V::load(to) + acc[r][j]).store(to);
+    }
+  }
+}
+
+template <class V>
+void weight_gradient(const Panels<V>& dy, const Panels<V>& x, const Rows& rows, int64_t panels, typename V::T* out) {
+  using T = typename V::T;
+  constexpr int W = V::W, R = V::kGradRows < W ? V::kGradRows : W;
+  const int64_t chunk = x.chunk_stride();
+  for (int64_t k = 0; k < x.columns / W;) {
+    const bool two = (k + 2) * W <= x.columns;
+    for (int64_t o = 0; o < dy.columns; o += R) {
+      const T* d = dy.data + o / W * dy.chunk_stride() + o % W;
+      T* to = out + o * x.columns + k * W;
+      const auto kernel = two ? weight_gradient_kernel<V, R, 2> : weight_gradient_kernel<V, R, 1>;
+      kernel(d, dy.stride(), x.data + k * chunk, x.stride(), chunk, rows, panels, to, x.columns);
+    }
+    k += two ? 2 : 1;
+  }
+}
+
+// out[c] += sum of the rows of dy.
+template <class V>
+void column_sums(const Panels<V>& dy, const Rows& rows, int64_t panels, typename V::T* out) {
+  for (int64_t c = 0; c < dy.columns; c += V::W) {
+    V total = V::zero();
+    for (int64_t p = 0; p < panels; p++) {
+      const typename V::T* d = dy.panel(p) + c * dy.height;
+      const int64_t n = rows.in_panel(p);
+      for (int64_t i = 0; i < n; i++) total = total + V::load(d + i * V::W);
+    }
+    (V::load(out + c) + total).store(out + c);
+  }
+}
+
+}  // namespace RMC_ISA
+}  // namespace rmc

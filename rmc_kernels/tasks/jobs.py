@@ -1,0 +1,80 @@
+"""Trainings side by side: independent runs, each in a process of one thread.
+
+That uses the cores of a CPU far better than one run on all of them: the operations of a small model are too short to
+be shared out.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.queues import Queue
+from queue import Empty
+from typing import NamedTuple
+
+import torch
+
+from rmc_kernels.tasks.history import History, Point
+from rmc_kernels.tasks.models import ModelConfig
+from rmc_kernels.tasks.task import Task
+from rmc_kernels.tasks.training import Trainer, TrainingConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: which model learns which task, and how."""
+
+    task: Task
+    model: ModelConfig
+    training: TrainingConfig
+
+
+class News(NamedTuple):
+    """The job number `job` has reached `point`."""
+
+    job: int
+    point: Point
+
+
+def train_all(jobs: Sequence[Job], processes: int, watch: Callable[[News], None]) -> list[History]:
+    """Train every job, `processes` of them at a time, started in order; `watch` hears of every evaluation."""
+    context = multiprocessing.get_context("spawn")
+    queue: Queue[News] = context.Queue()
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(queue,)) as pool:
+        futures = [pool.submit(_train, number, job) for number, job in enumerate(jobs)]
+        for news in _arrivals(queue, futures):
+            watch(news)
+        return [future.result() for future in futures]
+
+
+def _arrivals(queue: Queue[News], futures: Sequence[Future[History]]) -> Iterator[News]:
+    """What comes out of `queue` until every future is done."""
+    done = False
+    while not done:
+        done = all(future.done() for future in futures)
+        try:
+            while True:
+                yield queue.get(timeout=0.0 if done else 0.2)
+        except Empty:
+            continue
+
+
+# -- in the process of a job --------------------------------------------------------------------------------------
+
+_queue: Queue[News]
+
+
+def _start(queue: Queue[News]) -> None:
+    global _queue
+    _queue = queue
+    torch.set_num_threads(1)
+
+
+def _train(number: int, job: Job) -> History:
+    def watch(trainer: Trainer) -> None:
+        if trainer.update == trainer.history.final.update:
+            _queue.put(News(number, trainer.history.final))
+
+    return Trainer(job.task, job.model, job.training).run(watch)

@@ -1,0 +1,208 @@
+"""One case on one backend, compared with float64: `check_case`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rmc_kernels import backends
+from rmc_kernels.verify import relu
+from rmc_kernels.verify.cases import Case
+from rmc_kernels.verify.criterion import Comparison, Errors
+from rmc_kernels.verify.draws import Draw, by_backend, by_eager, draw, evaluate, one_thread
+
+#: Elements that every tensor is pooled to. The ratio of two RMS errors of n independent elements, of equal quality,
+#: exceeds 2 with the probability that an F(n, n) variable exceeds 4: 15 % for n = 1 ... see docs/verification.md.
+POOLED_ELEMENTS = 64
+#: Fewest draws of a case: the errors within one draw depend on one another.
+FEWEST_DRAWS = 4
+
+Status = Literal["right", "miss", "not served"]
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What became of one case on one backend.
+
+    Attributes:
+        case, backend, device, seed: what was verified; they reproduce it.
+        status: "right", "miss" or "not served".
+        reason: why it was not served, or what went wrong other than an error beyond the bound.
+        draws: how many draws were pooled.
+        comparisons: tensor name -> its errors beside the eager ones.
+        flips: the ReLU inputs within rounding of 0 that were shown to be on the other side, one line each.
+    """
+
+    case: Case
+    backend: str
+    device: str
+    seed: int
+    status: Status
+    reason: str = ""
+    draws: int = 0
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    flips: tuple[str, ...] = ()
+
+    @property
+    def misses(self) -> dict[str, Comparison]:
+        """The tensors past the bound, worst first."""
+        past = [(name, found) for name, found in self.comparisons.items() if not found.ok]
+        return dict(sorted(past, key=lambda item: -item[1].severity))
+
+
+def check_case(case: Case, backend: str, *, seed: int = 0, device: str = "cpu") -> CaseResult:
+    """Verify one case: outputs and every gradient asked for, each within the criterion.
+
+    Args:
+        case: what to verify.
+        backend: name of a backend.
+        seed: of the draws.
+        device: where to run.
+
+    Raises:
+        ValueError: no backend of that name is known.
+    """
+    reason = refusal(case, backend, device)
+    if reason is not None:
+        return CaseResult(case, backend, device, seed, "not served", reason)
+    count = max(FEWEST_DRAWS, math.ceil(POOLED_ELEMENTS / case.smallest_tensor))
+    with one_thread():
+        baselines = [_baseline(case, 1000 * seed + number, device) for number in range(count)]
+    if not all(base.finite for base in baselines):
+        reason = f"no yardstick: eager PyTorch is not finite in {case.dtype}"
+        return CaseResult(case, backend, device, seed, "not served", reason)
+    runner = by_backend(backend, case)
+    try:
+        with one_thread() if backend == backends.REFERENCE.name else nullcontext():
+            found = [evaluate(base.drawn, runner) for base in baselines]
+        errors = [_errors(results, base.exact) for results, base in zip(found, baselines, strict=True)]
+    except Exception as error:  # whatever a backend raises is a miss, and the other cases are still to be verified
+        return CaseResult(case, backend, device, seed, "miss", f"{type(error).__name__}: {error}")
+    eager = _pool([base.eager for base in baselines])
+    comparisons = _compare(_pool(errors), eager)
+    flips: tuple[str, ...] = ()
+    if not _right(comparisons):
+        explained = _explain(found, errors, baselines, eager)
+        if explained is not None:
+            comparisons, flips = explained
+    status: Status = "right" if _right(comparisons) else "miss"
+    return CaseResult(case, backend, device, seed, status, "", count, comparisons, flips)
+
+
+def refusal(case: Case, backend: str, device: str) -> str | None:
+    """Why `backend` does not serve `case` on `device`, or None.
+
+    Raises:
+        ValueError: no backend of that name is known.
+    """
+    if backend in backends.ABSENT:
+        return backends.ABSENT[backend]
+    if backend not in backends.BACKENDS:
+        raise ValueError(f"backend takes one of {', '.join((*backends.ABSENT, *backends.BACKENDS))}; got {backend!r}")
+    chosen = backends.BACKENDS[backend]
+    return chosen.unavailable() or chosen.refuses(case.spec, case.torch_dtype, torch.device(device))
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    """A draw with what does not depend on the backend: the truth and the yardstick."""
+
+    drawn: Draw
+    exact: Mapping[str, Tensor]
+    eager: Mapping[str, Errors]
+    finite: bool
+    exact_inputs: list[Tensor]
+    eager_inputs: list[Tensor]
+
+    @cached_property
+    def candidates(self) -> list[relu.Flip]:
+        """ReLU inputs within rounding of 0."""
+        return relu.candidates(self.exact_inputs, self.eager_inputs)
+
+    def flipped(self, flips: tuple[relu.Flip, ...]) -> dict[str, Tensor]:
+        """The truth with some ReLU inputs on the other side of 0."""
+        with relu.ReluProbe(flips):
+            return evaluate(self.drawn.wide(), by_eager(self.drawn.case.spec))
+
+
+@lru_cache(maxsize=2 * POOLED_ELEMENTS)  # every backend is held to the same draws
+def _baseline(case: Case, seed: int, device: str) -> _Baseline:
+    """The float64 results of a draw, and the errors of the eager run.
+
+    A float32 run that has a ReLU input on the other side of 0 would be a yardstick a thousand times too long, so its
+    rounding is measured against float64 with that input on that side. In half types so many inputs cross that this is
+    part of the rounding.
+    """
+    drawn = draw(case, seed, device)
+    run = by_eager(case.spec)
+    with relu.ReluProbe() as probe:
+        eager = evaluate(drawn, run)
+    with relu.ReluProbe() as wide_probe:
+        exact = evaluate(drawn.wide(), run)
+    against = exact
+    crossed = relu.crossed(wide_probe.inputs, probe.inputs) if case.dtype == "float32" else []
+    if crossed:
+        with relu.ReluProbe(crossed):
+            against = evaluate(drawn.wide(), run)
+    finite = all(bool(value.isfinite().all()) for value in (*eager.values(), *exact.values()))
+    return _Baseline(drawn, exact, _errors(eager, against), finite, wide_probe.inputs, probe.inputs)
+
+
+def _errors(results: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, Errors]:
+    return {name: Errors.of(results[name], exact[name]) for name in exact}
+
+
+def _pool(parts: list[Mapping[str, Errors]] | list[dict[str, Errors]]) -> dict[str, Errors]:
+    return {name: Errors.pool(part[name] for part in parts) for name in parts[0]}
+
+
+def _compare(errors: Mapping[str, Errors], eager: Mapping[str, Errors]) -> dict[str, Comparison]:
+    return {name: Comparison(errors[name], eager[name]) for name in eager}
+
+
+def _right(comparisons: Mapping[str, Comparison]) -> bool:
+    return all(found.ok for found in comparisons.values())
+
+
+def _explain(
+    found: list[dict[str, Tensor]],
+    errors: list[dict[str, Errors]],
+    baselines: list[_Baseline],
+    eager: Mapping[str, Errors],
+) -> tuple[dict[str, Comparison], tuple[str, ...]] | None:
+    """The comparisons with ReLU inputs flipped in float64, and the flips; None where flips are not the reason.
+
+    The draws that are past the bound by themselves are taken worst first. Each has to come within it by its flips, until
+    the pooled criterion holds. An output past the bound is never explained: it is continuous in a ReLU's input.
+    """
+    if any(not found.ok for name, found in _compare(_pool(errors), eager).items() if not name.startswith("gradient")):
+        return None
+    errors, lines = list(errors), []
+
+    def badness(number: int) -> float:
+        return max(found.severity for found in _compare(errors[number], eager).values())
+
+    for number in sorted(range(len(errors)), key=badness, reverse=True):
+        base, results = baselines[number], found[number]
+
+        def under(flips: tuple[relu.Flip, ...]) -> dict[str, Comparison]:
+            return _compare(_errors(results, base.flipped(flips)), eager)
+
+        flips = relu.search(
+            base.candidates, lambda flips: sum(c.severity for c in under(flips).values()), lambda flips: _right(under(flips))
+        )
+        if not flips:
+            return None
+        errors[number] = _errors(results, base.flipped(flips))
+        lines += [f"draw {number}: {flip.describe(base.drawn.case.spec)}" for flip in flips]
+        comparisons = _compare(_pool(errors), eager)
+        if _right(comparisons):
+            return comparisons, tuple(lines)
+    return None

@@ -1,0 +1,125 @@
+"""ReLU inputs within rounding of 0: the one place where an exact backend may differ by more than rounding.
+
+Such an input may fall on the other side of 0, and then a part of a gradient is there or not. That this is what happened
+is shown, not assumed: float64 is run again with named inputs on the other side, and the criterion has to hold then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from rmc_kernels.spec import CellSpec
+from rmc_kernels.verify.criterion import LARGEST_FACTOR
+
+#: Inputs that are tried in one draw, the nearest to 0 first, and how many of them may explain it together.
+MAX_CANDIDATES = 32
+MAX_FLIPS = 4
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One ReLU input that is taken to be on the other side of 0.
+
+    Attributes:
+        call: number of the ReLU within the unroll.
+        element: (batch element, row, unit).
+        value: the exact pre-activation, in float64.
+        rounding: how far from 0 counts as rounding there: the limit on its error by the criterion.
+    """
+
+    call: int
+    element: tuple[int, ...]
+    value: float
+    rounding: float
+
+    def describe(self, spec: CellSpec) -> str:
+        """Where it is: step, block, MLP layer, element; and how near to 0."""
+        layers = spec.attention_mlp_layers - (0 if spec.mlp_ends_in_relu else 1)
+        step, within = divmod(self.call, spec.num_blocks * layers)
+        block, layer = divmod(within, layers)
+        batch, row, unit = self.element
+        return (
+            f"ReLU input {self.value:+.1e} (rounding {self.rounding:.1e}) at step {step}, block {block}, MLP layer "
+            f"{layer}, batch element {batch}, row {row}, unit {unit}"
+        )
+
+
+class ReluProbe(TorchFunctionMode):
+    """Records every ReLU input while it is active, and takes those of `flips` to be on the other side of 0."""
+
+    def __init__(self, flips: Iterable[Flip] = ()) -> None:
+        super().__init__()
+        self.inputs: list[Tensor] = []
+        self._flips = tuple(flips)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Collection[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Intercept torch.relu."""
+        if func is not torch.relu:
+            return func(*args, **(kwargs or {}))
+        (value,) = args
+        positive = value.detach() > 0
+        for flip in self._flips:
+            if flip.call == len(self.inputs):
+                positive[flip.element] ^= True
+        self.inputs.append(value.detach())
+        return value * positive
+
+
+def crossed(exact: list[Tensor], eager: list[Tensor]) -> list[Flip]:
+    """The ReLU inputs that an eager run had on the other side of 0, from the inputs both runs recorded."""
+    return _flips(exact, eager, lambda value, other, _: (value > 0) != (other > 0))
+
+
+def candidates(exact: list[Tensor], eager: list[Tensor]) -> list[Flip]:
+    """The ReLU inputs within rounding of 0, nearest first.
+
+    Rounding is what the criterion grants: `LARGEST_FACTOR` times the largest error of the eager run in that ReLU's input.
+    """
+    near = _flips(exact, eager, lambda value, _, rounding: value.abs() <= rounding)
+    return sorted(near, key=lambda flip: abs(flip.value) / flip.rounding)[:MAX_CANDIDATES]
+
+
+def search(
+    possible: list[Flip], badness: Callable[[tuple[Flip, ...]], float], done: Callable[[tuple[Flip, ...]], bool]
+) -> tuple[Flip, ...] | None:
+    """The flips, of the possible ones and at most `MAX_FLIPS`, that make a draw right; None where there are none.
+
+    Args:
+        possible: from `candidates`.
+        badness: how far the draw is from right under a set of flips.
+        done: whether the draw is right under a set of flips.
+    """
+    taken: tuple[Flip, ...] = ()
+    best = badness(taken)
+    while not done(taken):
+        tries = [(*taken, flip) for flip in possible if flip not in taken]
+        if len(taken) == MAX_FLIPS or not tries:
+            return None
+        scores = [badness(flips) for flips in tries]
+        if not min(scores) < best:
+            return None
+        best = min(scores)
+        taken = tries[scores.index(best)]
+    return taken
+
+
+def _flips(
+    exact: list[Tensor], eager: list[Tensor], chosen: Callable[[Tensor, Tensor, float], Tensor]
+) -> list[Flip]:
+    found = []
+    for call, (value, other) in enumerate(zip(exact, eager, strict=True)):
+        rounding = LARGEST_FACTOR * float((other.double() - value).abs().max())
+        if not math.isfinite(rounding):
+            continue
+        for place in chosen(value, other, rounding).nonzero().tolist():
+            found.append(Flip(call, tuple(place), float(value[tuple(place)]), rounding))
+    return found

@@ -1,0 +1,5 @@
+"""One thread for torch: the suite's tensors are tiny, and parity must not depend on how busy the machine is."""
+
+import torch
+
+torch.set_num_threads(1)
