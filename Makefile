@@ -25,7 +25,7 @@ CMAKE := $(VENV)/bin/cmake
 CXX_BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CMAKE) -S . -G Ninja
 SAY = @printf '\033[1m==> %s\033[0m\n'
 
-.PHONY: demo test lint bench gpu sanitize wheel clean setup
+.PHONY: demo test lint bench gpu sanitize wheel clean setup site
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -40,12 +40,12 @@ bench: setup
 	$(SAY) "benchmark"
 	$(PY) -m rmc_kernels bench --suite full
 
-lint: setup
+lint: setup site
 	$(SAY) "ruff"
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(SAY) "mypy --strict"
-	$(VENV)/bin/mypy
+	cd build/site && "$(CURDIR)/$(VENV)/bin/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir ../mypy rmc_kernels tests
 	$(SAY) "clang-format"
 	$(VENV)/bin/clang-format --dry-run -Werror $(CSRC)
 	$(SAY) "csrc with -Werror"
@@ -74,10 +74,15 @@ $(VENV)/.extension: $(VENV)/.installed CMakeLists.txt $(CSRC)
 	$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
-# ---- The GPU machine -------------------------------------------------------------------------------------------------
-# Nothing is installed there: the package is laid out in build/gpu-site as a wheel would be (benchmarks/ is the
-# subpackage rmc_kernels.benchmarks) and run from that folder, which `python -m` searches first. The extension is built
-# when its build requirements happen to be there.
+# The package as a wheel lays it out, that is with benchmarks/ as rmc_kernels.benchmarks, made of links: for what must
+# see that layout without an installation. `python -m` searches the folder it is started from first.
+site:
+	@rm -rf build/site
+	@mkdir -p build/site/rmc_kernels
+	@ln -s "$(CURDIR)"/rmc_kernels/* "$(CURDIR)/benchmarks" build/site/rmc_kernels/
+	@ln -s "$(CURDIR)/tests" build/site/tests
+
+# ---- The GPU machine: nothing is installed there, and nothing fetched ------------------------------------------------
 
 gpu:
 	$(SAY) "looking for a GPU"
@@ -86,14 +91,12 @@ gpu:
 	@if $(PYTHON) -c 'import pybind11, setuptools as s; assert int(s.__version__.split(".")[0]) >= 77' 2>/dev/null; \
 	then $(PYTHON) setup.py --quiet build_ext --inplace; \
 	else echo 'setuptools >= 77 or pybind11 is missing: left out, no GPU backend needs it'; fi
-	rm -rf build/gpu-site
-	mkdir -p build/gpu-site benchmarks/results
-	cp -R rmc_kernels build/gpu-site/rmc_kernels
-	cp -R benchmarks build/gpu-site/rmc_kernels/benchmarks
+	@$(MAKE) --no-print-directory site
+	@mkdir -p benchmarks/results
 	$(SAY) "verify"
-	cd build/gpu-site && $(PYTHON) -m rmc_kernels verify --device cuda --out "$(CURDIR)/benchmarks/results"
+	cd build/site && $(PYTHON) -m rmc_kernels verify --device cuda --out "$(CURDIR)/benchmarks/results"
 	$(SAY) "benchmark"
-	cd build/gpu-site && $(PYTHON) -m rmc_kernels bench --device cuda --out "$(CURDIR)/benchmarks/results"
+	cd build/site && $(PYTHON) -m rmc_kernels bench --device cuda --out "$(CURDIR)/benchmarks/results"
 
 # ---- Slower checks ---------------------------------------------------------------------------------------------------
 

@@ -1,11 +1,11 @@
 """The yardstick: the sonnet cell as a good eager PyTorch loop. FROZEN: it is never made slower or faster again.
 
-Every speed-up that this project states is against this file, so a change here would change the meaning of figures already
-published. It is what an expert writes without writing a kernel: whatever does not depend on the memory (the input
-projection, the input rows' keys and values, the gate term with every bias folded in) is computed for all steps in large
-GEMMs first; a step uses fused ops and works in place where autograd allows. Variants were timed against each other
-before the freeze: scaled_dot_product_attention beat batched matrix products and softmax (by up to 20 % at B=1), while
-[B*N, D] in place of [B, N, D] memories, concatenating only k and v, and `_addmm_activation` were within noise.
+Every speed-up that this project states is against this file, so a change here would change the meaning of figures
+already published. It is what an expert writes without writing a kernel: whatever does not depend on the memory (the
+input projection, the input rows' keys and values, the gate term with every bias folded in) is computed for all steps in
+large GEMMs first; a step uses fused ops and works in place where autograd allows. Variants were timed against each
+other before the freeze: scaled_dot_product_attention beat batched matrix products and softmax (by up to 20 % at B=1),
+while [B*N, D] in place of [B, N, D] memories, concatenating only k and v, and `_addmm_activation` were within noise.
 
 It serves what the published cell is mostly used as: one block, two MLP layers, unit gates, one input row.
 """
@@ -13,8 +13,6 @@ It serves what the published cell is mostly used as: one block, two MLP layers, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,13 +36,13 @@ def unroll(x: Tensor, memory: Tensor, params: Params, spec: CellSpec, step: Step
         memory: [B, N, D] before the first step, in x's dtype.
         params: name -> tensor, as in `spec.parameter_shapes`.
         spec: a sonnet cell that `serves` accepts.
-        step: what runs one step; the eager `step` if None.
+        step: what runs one step; `eager_step` if None.
     """
-    run = eager_step if step is None else step
+    step = eager_step if step is None else step
     rows, gates = hoist(x, params, spec)
     memories = []
     for row, gate in zip(rows.unsqueeze(2).unbind(1), gates.unsqueeze(2).unbind(1), strict=True):
-        memory = run(memory, row, gate, params, spec)
+        memory = step(memory, row, gate, params, spec)
         memories.append(memory)
     return torch.stack(memories, dim=1)
 
@@ -62,8 +60,8 @@ def eager_step(memory: Tensor, row: Tensor, gate: Tensor, params: Params, spec: 
     """The memory [B, N, D] after one step; `row` [B, 1, F] and `gate` [B, 1, 2D] are this step's part of `hoist`."""
     slots, key, value = spec.mem_slots, spec.key_width, spec.head_size
     qkv = _norm(F.linear(memory, params["blocks.0.qkv.weight"], params["blocks.0.qkv.bias"]), params, "qkv_norm")
-    heads = torch.cat([qkv, row], dim=1).unflatten(-1, (spec.num_heads, 2 * key + value)).transpose(1, 2)
-    q, k, v = heads.split([key, key, value], dim=-1)
+    heads = torch.cat([qkv, row], dim=1).view(-1, slots + 1, spec.num_heads, 2 * key + value).transpose(1, 2)
+    q, k, v = torch.split_with_sizes(heads, [key, key, value], dim=-1)
     attended = F.scaled_dot_product_attention(q[:, :, :slots], k, v).transpose(1, 2).flatten(2)
     rows = _norm(memory + attended, params, "attention_norm")
     hidden = F.linear(rows, params["mlp.0.weight"], params["mlp.0.bias"]).relu_()
@@ -79,11 +77,10 @@ def serves(spec: CellSpec) -> bool:
     return plain and spec.variant == "sonnet" and spec.gate_style == "unit"
 
 
-@lru_cache(maxsize=1)
 def compiled_step() -> Step:
-    """`eager_step` through torch.compile, one graph; the loop over time stays in Python, as users write it."""
-    step: Any = torch.compile(eager_step, fullgraph=True, dynamic=False)
-    return step  # type: ignore[no-any-return]
+    """`eager_step` through torch.compile, one graph for one size; the loop over time stays in Python."""
+    step: Step = torch.compile(eager_step, fullgraph=True, dynamic=False)
+    return step
 
 
 def _norm(rows: Tensor, params: Params, name: str) -> Tensor:

@@ -31,7 +31,7 @@ def step(
         memory: [B, N, D]; float32 where x is a half type.
         params: every parameter in `spec.parameter_shapes` by name, of x's dtype.
         spec: the cell.
-        dropout_mask: [B, H, N, S] factors of the attention weights, or None. One-block cells only.
+        dropout_mask: [B, H, N, S] factors of the attention weights, or None; one-block cells other than l0sg only.
 
     Returns:
         The new memory [B, N, D] in the dtype of `memory`, and the attention weights of the memory rows
@@ -105,7 +105,7 @@ def unroll(
         attention.append(weights if alive is None else torch.where(alive[..., None, None], weights, 0))
     if not memories:
         shape = (spec.num_blocks, spec.num_heads, spec.mem_slots, spec.total_rows)
-        return memory.new_empty(batch, 0, *memory.shape[1:]), x.new_empty(batch, 0, *shape)
+        return memory[:, None][:, :0], x.new_empty(batch, 0, *shape)
     return torch.stack(memories, dim=1), torch.stack(attention, dim=1)
 
 

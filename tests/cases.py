@@ -11,6 +11,8 @@ from torch import Tensor
 from rmc_kernels import CellSpec
 from rmc_kernels.backends import Call
 from rmc_kernels.functional import HALF_TYPES
+from rmc_kernels.verify import draws
+from rmc_kernels.verify.cases import Case as VerifyCase
 
 SONNET = CellSpec.sonnet(5, 3, 4, 2)
 
@@ -99,34 +101,21 @@ def draw(
     seed: int = 0,
     requires_grad: bool = False,
 ) -> Case:
-    """Random tensors of one unroll; weights scaled so that activations are of order one."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    params = {}
-    for name, shape in spec.parameter_shapes.items():
-        value = normal(*shape)
-        if "norm" in name:
-            value = 0.3 * value + (1 if name.endswith("weight") else 0)
-        elif len(shape) == 2:
-            value = value / shape[1] ** 0.5
-        else:
-            value = 0.3 * value + (getattr(spec, name) if not shape else 0)
-        params[name] = value
-    memory_shape = (batch, spec.mem_slots, spec.mem_size)
+    """Random tensors of one unroll; x, memory and parameters are those that `rmc verify` draws, and B and T may be 0."""
+    drawn = draws.draw(VerifyCase(spec, batch_size=max(batch, 1), steps=max(steps, 1)), seed).wide().call
+    generator = torch.Generator().manual_seed(seed + 1)
     chosen: dict[str, Tensor] = {}
     if "lengths" in options:
         chosen["lengths"] = torch.randint(0, steps + 1, (batch,), generator=generator)
     if "resets" in options:
         chosen["resets"] = torch.rand(batch, steps, generator=generator) < 0.3
-        chosen["reset_memory"] = normal(*memory_shape)
+        chosen["reset_memory"] = torch.randn(batch, *drawn.memory.shape[1:], generator=generator, dtype=torch.float64)
     if spec.dropout:
         shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)
         keep = 1 - spec.dropout
         chosen["dropout_mask"] = (torch.rand(shape, generator=generator) < keep).double() / keep
-    case = Case(spec, normal(batch, steps, *spec.input_shape), normal(*memory_shape), params, chosen).to(dtype)
+    params = dict(zip(spec.parameter_names, drawn.params, strict=True))
+    case = Case(spec, drawn.x[:batch, :steps], drawn.memory[:batch], params, chosen).to(dtype)
     for leaf in case.leaves().values():
         leaf.requires_grad_(requires_grad)
     return case

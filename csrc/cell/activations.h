@@ -1,6 +1,7 @@
 // What one or several steps of a tile compute. The forward pass reuses one step of it; saved activations and the
 // recomputation of the backward pass hold several steps and keep every buffer apart, in the same layout.
 #pragma once
+#include "cell/kernels.h"
 #include "cell/plan.h"
 #include "common/scratch.h"
 #include "gemm/panels.h"

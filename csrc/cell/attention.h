@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cell/plan.h"
+#include "common/scratch.h"
 #include "simd/math.h"
 
 namespace rmc {

@@ -163,6 +163,11 @@ class Builder {
       at += (size + 15) / 16 * 16;  // whole cache lines, whatever the instruction set
       return start;
     };
+    each_norm([&](Norm& n) {
+      n.grad_gamma = take(grad, n.rows * n.features.padded);
+      n.grad_beta = take(grad, n.rows * n.features.padded);
+    });
+    plan_.norm_gradient_size = grad;
     each_linear([&](Linear& l) {
       l.packed = take(packed, l.out.padded * l.in.padded);
       l.bias = take(packed, l.out.padded);
@@ -173,8 +178,6 @@ class Builder {
       n.gamma = take(packed, n.rows * n.features.padded);
       n.beta = take(packed, n.rows * n.features.padded);
       if (n.features.padded != n.features.size) n.mask = take(packed, n.features.padded);
-      n.grad_gamma = take(grad, n.rows * n.features.padded);
-      n.grad_beta = take(grad, n.rows * n.features.padded);
     });
     plan_.means = take(packed, plan_.Dp);
     plan_.forward_weights = packed;

@@ -76,7 +76,8 @@ struct Plan {
   int64_t params = 0;
   int64_t means = 0;  // offset in the packed weights of room for the means of one Linear
   int64_t forward_weights = 0, all_weights = 0;  // elements of the packed weights, without and with the transposes
-  int64_t gradient_size = 0;                     // elements of one gradient accumulator
+  int64_t gradient_size = 0;                     // elements of one gradient accumulator; those of norms come first:
+  int64_t norm_gradient_size = 0;
 
   const Block& block_at(int64_t b) const { return block[config.tied ? 0 : b]; }
   const Linear& layer_at(int64_t l) const { return mlp[config.tied ? 0 : l]; }

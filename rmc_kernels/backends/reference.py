@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -48,7 +49,7 @@ class ReferenceBackend:
         assert x is not None
         assert memory is not None
         given = tuple(param for param in params if param is not None)
-        with torch.enable_grad():
+        with _recording():
             out = unroll(spec, replace(call, x=x, memory=memory, params=given, reset_memory=reset_memory))[0]
         wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if need and leaf is not None]
         if out.requires_grad:
@@ -60,6 +61,16 @@ class ReferenceBackend:
             next(grads).contiguous() if need and leaf is not None else call.x.new_empty(0)
             for leaf, need in zip(leaves, needs, strict=True)
         ]
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Autograd on, also inside a compiled graph, which runs its operators with autograd's dispatch keys excluded."""
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for key in (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView):
+        exclude = exclude.remove(key)
+    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
+        yield
 
 
 def unroll(spec: CellSpec, call: Call) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ class TrainingConfig:
         warmup_updates: updates over which the learning rate rises linearly from 0.
         clip_norm: the gradient's norm is clipped to this.
         seed: of the weights and of the training examples.
-        seconds: wall time after which training stops at the next evaluation; None for no limit.
+        seconds: wall time after which training stops; None for no limit.
         evaluate_every: updates between evaluations.
         evaluation_examples: held-out examples.
         device: where it runs.
@@ -84,15 +85,15 @@ class Trainer:
 
     def run(self, watch: Callable[[Trainer], None] = lambda trainer: None) -> History:
         """Train to the end, and call `watch` after every update."""
-        start = time.perf_counter()
+        start, limit = time.perf_counter(), self.config.seconds or math.inf
         self._evaluate(start)
-        while self.update < self.config.updates:
+        finished = False
+        while not finished:
             self._learn()
-            if self.update % self.config.evaluate_every == 0 or self.update == self.config.updates:
+            finished = self.update == self.config.updates or time.perf_counter() - start >= limit
+            if finished or self.update % self.config.evaluate_every == 0:
                 self._evaluate(start)
             watch(self)
-            if self.config.seconds is not None and self.history.final.seconds >= self.config.seconds:
-                break
         return self.history
 
     def _learn(self) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
 from typing import Literal
 
 import torch
@@ -14,15 +12,10 @@ from torch import Tensor
 
 from rmc_kernels import backends
 from rmc_kernels.verify import relu
+from rmc_kernels.verify.baseline import Baseline, baselines, one_thread
 from rmc_kernels.verify.cases import Case
 from rmc_kernels.verify.criterion import Comparison, Errors
-from rmc_kernels.verify.draws import Draw, by_backend, by_eager, draw, evaluate, one_thread
-
-#: Elements that every tensor is pooled to. The ratio of two RMS errors of n independent elements, of equal quality,
-#: exceeds 2 with the probability that an F(n, n) variable exceeds 4: 15 % for n = 1 ... see docs/verification.md.
-POOLED_ELEMENTS = 64
-#: Fewest draws of a case: the errors within one draw depend on one another.
-FEWEST_DRAWS = 4
+from rmc_kernels.verify.draws import by_backend, evaluate
 
 Status = Literal["right", "miss", "not served"]
 
@@ -72,28 +65,25 @@ def check_case(case: Case, backend: str, *, seed: int = 0, device: str = "cpu") 
     reason = refusal(case, backend, device)
     if reason is not None:
         return CaseResult(case, backend, device, seed, "not served", reason)
-    count = max(FEWEST_DRAWS, math.ceil(POOLED_ELEMENTS / case.smallest_tensor))
-    with one_thread():
-        baselines = [_baseline(case, 1000 * seed + number, device) for number in range(count)]
-    if not all(base.finite for base in baselines):
-        reason = f"no yardstick: eager PyTorch is not finite in {case.dtype}"
-        return CaseResult(case, backend, device, seed, "not served", reason)
+    bases = baselines(case, seed, device)
+    if isinstance(bases, str):
+        return CaseResult(case, backend, device, seed, "not served", bases)
     runner = by_backend(backend, case)
     try:
         with one_thread() if backend == backends.REFERENCE.name else nullcontext():
-            found = [evaluate(base.drawn, runner) for base in baselines]
-        errors = [_errors(results, base.exact) for results, base in zip(found, baselines, strict=True)]
+            found = [evaluate(base.drawn, runner) for base in bases]
+        errors = [base.errors(results) for results, base in zip(found, bases, strict=True)]
     except Exception as error:  # whatever a backend raises is a miss, and the other cases are still to be verified
         return CaseResult(case, backend, device, seed, "miss", f"{type(error).__name__}: {error}")
-    eager = _pool([base.eager for base in baselines])
+    eager = _pool([base.eager for base in bases])
     comparisons = _compare(_pool(errors), eager)
     flips: tuple[str, ...] = ()
     if not _right(comparisons):
-        explained = _explain(found, errors, baselines, eager)
+        explained = _explain(found, errors, bases, eager)
         if explained is not None:
             comparisons, flips = explained
     status: Status = "right" if _right(comparisons) else "miss"
-    return CaseResult(case, backend, device, seed, status, "", count, comparisons, flips)
+    return CaseResult(case, backend, device, seed, status, "", len(bases), comparisons, flips)
 
 
 def refusal(case: Case, backend: str, device: str) -> str | None:
@@ -108,55 +98,6 @@ def refusal(case: Case, backend: str, device: str) -> str | None:
         raise ValueError(f"backend takes one of {', '.join((*backends.ABSENT, *backends.BACKENDS))}; got {backend!r}")
     chosen = backends.BACKENDS[backend]
     return chosen.unavailable() or chosen.refuses(case.spec, case.torch_dtype, torch.device(device))
-
-
-@dataclass(frozen=True)
-class _Baseline:
-    """A draw with what does not depend on the backend: the truth and the yardstick."""
-
-    drawn: Draw
-    exact: Mapping[str, Tensor]
-    eager: Mapping[str, Errors]
-    finite: bool
-    exact_inputs: list[Tensor]
-    eager_inputs: list[Tensor]
-
-    @cached_property
-    def candidates(self) -> list[relu.Flip]:
-        """ReLU inputs within rounding of 0."""
-        return relu.candidates(self.exact_inputs, self.eager_inputs)
-
-    def flipped(self, flips: tuple[relu.Flip, ...]) -> dict[str, Tensor]:
-        """The truth with some ReLU inputs on the other side of 0."""
-        with relu.ReluProbe(flips):
-            return evaluate(self.drawn.wide(), by_eager(self.drawn.case.spec))
-
-
-@lru_cache(maxsize=2 * POOLED_ELEMENTS)  # every backend is held to the same draws
-def _baseline(case: Case, seed: int, device: str) -> _Baseline:
-    """The float64 results of a draw, and the errors of the eager run.
-
-    A float32 run that has a ReLU input on the other side of 0 would be a yardstick a thousand times too long, so its
-    rounding is measured against float64 with that input on that side. In half types so many inputs cross that this is
-    part of the rounding.
-    """
-    drawn = draw(case, seed, device)
-    run = by_eager(case.spec)
-    with relu.ReluProbe() as probe:
-        eager = evaluate(drawn, run)
-    with relu.ReluProbe() as wide_probe:
-        exact = evaluate(drawn.wide(), run)
-    against = exact
-    crossed = relu.crossed(wide_probe.inputs, probe.inputs) if case.dtype == "float32" else []
-    if crossed:
-        with relu.ReluProbe(crossed):
-            against = evaluate(drawn.wide(), run)
-    finite = all(bool(value.isfinite().all()) for value in (*eager.values(), *exact.values()))
-    return _Baseline(drawn, exact, _errors(eager, against), finite, wide_probe.inputs, probe.inputs)
-
-
-def _errors(results: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, Errors]:
-    return {name: Errors.of(results[name], exact[name]) for name in exact}
 
 
 def _pool(parts: list[Mapping[str, Errors]] | list[dict[str, Errors]]) -> dict[str, Errors]:
@@ -174,7 +115,7 @@ def _right(comparisons: Mapping[str, Comparison]) -> bool:
 def _explain(
     found: list[dict[str, Tensor]],
     errors: list[dict[str, Errors]],
-    baselines: list[_Baseline],
+    bases: list[Baseline],
     eager: Mapping[str, Errors],
 ) -> tuple[dict[str, Comparison], tuple[str, ...]] | None:
     """The comparisons with ReLU inputs flipped in float64, and the flips; None where flips are not the reason.
@@ -190,17 +131,17 @@ def _explain(
         return max(found.severity for found in _compare(errors[number], eager).values())
 
     for number in sorted(range(len(errors)), key=badness, reverse=True):
-        base, results = baselines[number], found[number]
+        base, results = bases[number], found[number]
 
         def under(flips: tuple[relu.Flip, ...]) -> dict[str, Comparison]:
-            return _compare(_errors(results, base.flipped(flips)), eager)
+            return _compare(base.errors(results, flips), eager)
 
         flips = relu.search(
             base.candidates, lambda flips: sum(c.severity for c in under(flips).values()), lambda flips: _right(under(flips))
         )
         if not flips:
             return None
-        errors[number] = _errors(results, base.flipped(flips))
+        errors[number] = base.errors(results, flips)
         lines += [f"draw {number}: {flip.describe(base.drawn.case.spec)}" for flip in flips]
         comparisons = _compare(_pool(errors), eager)
         if _right(comparisons):

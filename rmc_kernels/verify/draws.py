@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -159,18 +158,6 @@ def by_backend(name: str, case: Case) -> Runner:
         )  # fmt: skip
 
     return reference if name == REFERENCE.name else fused
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run plain PyTorch on one thread: cases are small, and beside other processes each operator that waits for a
-    second thread can take milliseconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _strided(value: Tensor) -> Tensor:

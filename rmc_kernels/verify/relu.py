@@ -6,14 +6,10 @@ is shown, not assumed: float64 is run again with named inputs on the other side,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from rmc_kernels.spec import CellSpec
 from rmc_kernels.verify.criterion import LARGEST_FACTOR
@@ -41,9 +37,8 @@ class Flip:
 
     def describe(self, spec: CellSpec) -> str:
         """Where it is: step, block, MLP layer, element; and how near to 0."""
-        layers = spec.attention_mlp_layers - (0 if spec.mlp_ends_in_relu else 1)
-        step, within = divmod(self.call, spec.num_blocks * layers)
-        block, layer = divmod(within, layers)
+        step, within = divmod(self.call, spec.num_blocks * layers(spec))
+        block, layer = divmod(within, layers(spec))
         batch, row, unit = self.element
         return (
             f"ReLU input {self.value:+.1e} (rounding {self.rounding:.1e}) at step {step}, block {block}, MLP layer "
@@ -51,41 +46,22 @@ class Flip:
         )
 
 
-class ReluProbe(TorchFunctionMode):
-    """Records every ReLU input while it is active, and takes those of `flips` to be on the other side of 0."""
-
-    def __init__(self, flips: Iterable[Flip] = ()) -> None:
-        super().__init__()
-        self.inputs: list[Tensor] = []
-        self._flips = tuple(flips)
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Collection[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Intercept torch.relu."""
-        if func is not torch.relu:
-            return func(*args, **(kwargs or {}))
-        (value,) = args
-        positive = value.detach() > 0
-        for flip in self._flips:
-            if flip.call == len(self.inputs):
-                positive[flip.element] ^= True
-        self.inputs.append(value.detach())
-        return value * positive
-
-
-def crossed(exact: list[Tensor], eager: list[Tensor]) -> list[Flip]:
-    """The ReLU inputs that an eager run had on the other side of 0, from the inputs both runs recorded."""
-    return _flips(exact, eager, lambda value, other, _: (value > 0) != (other > 0))
+def layers(spec: CellSpec) -> int:
+    """How many of a block's MLP layers are followed by a ReLU."""
+    return spec.attention_mlp_layers - (0 if spec.mlp_ends_in_relu else 1)
 
 
 def candidates(exact: list[Tensor], eager: list[Tensor]) -> list[Flip]:
-    """The ReLU inputs within rounding of 0, nearest first.
+    """The ReLU inputs within rounding of 0, nearest first, from those that the exact and the eager run recorded.
 
     Rounding is what the criterion grants: `LARGEST_FACTOR` times the largest error of the eager run in that ReLU's input.
     """
-    near = _flips(exact, eager, lambda value, _, rounding: value.abs() <= rounding)
-    return sorted(near, key=lambda flip: abs(flip.value) / flip.rounding)[:MAX_CANDIDATES]
+    found = []
+    for call, (value, other) in enumerate(zip(exact, eager, strict=True)):
+        rounding = LARGEST_FACTOR * float((other.double() - value).abs().max())
+        for place in (value.abs() <= rounding).nonzero().tolist():
+            found.append(Flip(call, tuple(place), float(value[tuple(place)]), rounding))
+    return sorted(found, key=lambda flip: abs(flip.value) / flip.rounding)[:MAX_CANDIDATES]
 
 
 def search(
@@ -110,16 +86,3 @@ def search(
         best = min(scores)
         taken = tries[scores.index(best)]
     return taken
-
-
-def _flips(
-    exact: list[Tensor], eager: list[Tensor], chosen: Callable[[Tensor, Tensor, float], Tensor]
-) -> list[Flip]:
-    found = []
-    for call, (value, other) in enumerate(zip(exact, eager, strict=True)):
-        rounding = LARGEST_FACTOR * float((other.double() - value).abs().max())
-        if not math.isfinite(rounding):
-            continue
-        for place in chosen(value, other, rounding).nonzero().tolist():
-            found.append(Flip(call, tuple(place), float(value[tuple(place)]), rounding))
-    return found

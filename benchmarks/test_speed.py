@@ -1,0 +1,35 @@
+"""The speed table on pytest-benchmark, for a developer's quick look: `pytest benchmarks/test_speed.py -k "B=16"`.
+
+Wall time of one contestant after the other, without ceilings or parity: figures to publish come from `rmc bench`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from rmc_kernels.benchmarks.cases import SPEED_TABLE, Case
+from rmc_kernels.benchmarks.contestants import line_up, timed
+from rmc_kernels.benchmarks.problem import draw
+from rmc_kernels.benchmarks.suite import taking_part
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """The number of threads is put back after each test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("contestant", ["eager", "rmc", "lstm"])
+@pytest.mark.parametrize("case", SPEED_TABLE, ids=lambda case: case.name)
+def test_speed(benchmark: BenchmarkFixture, case: Case, contestant: str) -> None:
+    names, _ = taking_part("all", [case], "cpu")
+    chosen = [c for c in line_up(case, ["lstm"], names[:1], both_modes=False) if c.name.startswith(contestant)][-1]
+    torch.set_num_threads(chosen.threads)
+    benchmark.extra_info["steps"] = case.steps
+    benchmark(timed(chosen.bind(draw(case)), case.mode))

@@ -1,0 +1,63 @@
+// Fills the table of functions of an instruction set.
+#pragma once
+#include <ctime>
+
+#include "cell/run.h"
+
+namespace rmc {
+namespace RMC_ISA {
+
+template <class V>
+void apply(int function, const void* x, void* y, int64_t count) {
+  using T = typename V::T;
+  for (int64_t i = 0; i < count; i += V::W) {
+    const int64_t n = count - i < V::W ? count - i : V::W;
+    const V v = V::load_n(static_cast<const T*>(x) + i, n);
+    (function == 0 ? exp(v) : function == 1 ? sigmoid(v) : tanh(v)).store_n(static_cast<T*>(y) + i, n);
+  }
+}
+
+inline double thread_seconds() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+// The GEMM of the cell alone, with its operands as the cell has them.
+template <class V>
+double time_gemm(int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats) {
+  using T = typename V::T;
+  const int32_t height = panel_height(rows, V::kMaxRows);
+  const int64_t count = (rows + height - 1) / height;
+  Panels<V> a, c;
+  a.columns = (inputs + V::W - 1) / V::W * V::W, c.columns = (outputs + V::W - 1) / V::W * V::W;
+  a.height = c.height = height;
+  auto bind = [&](Bump bump) {
+    a.data = bump.take<T>(count * a.stride());
+    c.data = bump.take<T>(count * c.stride());
+    T* w = bump.take<T>(a.columns * c.columns);
+    if (w) {
+      clear<T>(a.data, count * a.stride());
+      clear<T>(w, a.columns * c.columns);
+    }
+    return w ? reinterpret_cast<T*>(w) : reinterpret_cast<T*>(bump.used());
+  };
+  const size_t bytes = reinterpret_cast<size_t>(bind(Bump(nullptr)));
+  const T* w = bind(Bump(scratch(Scratch::kTask, bytes)));
+  double best = 1e30;
+  for (int64_t i = 0; i < repeats; i++) {
+    const double start = thread_seconds();
+    for (int j = 0; j < 4; j++) gemm<V>(a, 0, w, nullptr, c, 0, count, Start::kBias);
+    const double time = (thread_seconds() - start) / 4;
+    if (time < best) best = time;
+  }
+  return best;
+}
+
+template <class V>
+constexpr Kernels table() {
+  return {{V::W, V::kMaxRows}, pack_weights<V>, forward<V>, backward<V>, activation_size<V>, apply<V>, time_gemm<V>};
+}
+
+}  // namespace RMC_ISA
+}  // namespace rmc

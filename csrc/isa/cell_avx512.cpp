@@ -1,0 +1,13 @@
+#define RMC_ISA avx512
+#include "simd/avx512.h"
+// The width comes first: what follows is compiled for it.
+#include "cell/table.h"
+
+namespace rmc {
+
+const Kernels& kernels_avx512() {
+  static constexpr Kernels kernels = avx512::table<avx512::Simd>();
+  return kernels;
+}
+
+}  // namespace rmc

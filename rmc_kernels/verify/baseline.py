@@ -1,0 +1,142 @@
+"""What a backend is compared with, for one draw: the truth in float64, and the yardstick, the eager run's errors."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from rmc_kernels.verify import relu
+from rmc_kernels.verify.cases import Case
+from rmc_kernels.verify.criterion import Errors
+from rmc_kernels.verify.draws import Draw, by_eager, draw, evaluate
+from rmc_kernels.verify.probe import Probe
+
+# How much is pooled before a ratio of errors is judged. Two implementations of equal quality exceed a ratio of RMS errors
+# of 2 with the probability that an F(n, n) variable exceeds 4, n being the independent elements: 30 % of all tensors for
+# n = 1, 3 % for 8, 1e-4 for 32, 1e-7 for 64. A default run compares some 3,000 tensors.
+#: Elements of every tensor.
+POOLED_ELEMENTS = 64
+#: Steps of batch elements: the elements of one tensor share the errors of its step.
+POOLED_STEPS = 64
+#: Fewest draws of a case.
+FEWEST_DRAWS = 8
+#: A draw is passed over where rounding does this many times more to a tensor than in the median draw: a flat row under a
+#: LayerNorm, or a ReLU input next to 0, would outweigh the rest of the pool, and then it is one error against one error.
+OUTLIER = 4.0
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One draw and what does not depend on a backend.
+
+    Attributes:
+        drawn: the tensors.
+        exact: the float64 results, by name.
+        eager: the errors of the eager run, by name.
+        rounding: what rounding does to each tensor, by name: the RMS error of the eager run or, if that is larger, of a
+            float64 run with noise of that size on every operator's result.
+        exact_inputs, eager_inputs: the ReLU inputs of both runs.
+    """
+
+    drawn: Draw
+    exact: Mapping[str, Tensor]
+    eager: Mapping[str, Errors]
+    rounding: Mapping[str, float]
+    exact_inputs: list[Tensor]
+    eager_inputs: list[Tensor]
+
+    @property
+    def finite(self) -> bool:
+        """Whether the truth and the eager run are finite."""
+        return all(math.isfinite(errors.sum_squares) for errors in self.eager.values())
+
+    @cached_property
+    def candidates(self) -> list[relu.Flip]:
+        """ReLU inputs within rounding of 0."""
+        return relu.candidates(self.exact_inputs, self.eager_inputs)
+
+    def errors(self, results: Mapping[str, Tensor], flips: tuple[relu.Flip, ...] = ()) -> dict[str, Errors]:
+        """The errors of a backend's results against float64, with some ReLU inputs on the other side of 0.
+
+        Raises:
+            KeyError, ValueError: a result is missing, or of another shape.
+        """
+        exact = _exact(self.drawn, flips) if flips else self.exact
+        return errors_of(results, exact)
+
+
+def baselines(case: Case, seed: int, device: str) -> list[Baseline] | str:
+    """The draws of a case that a backend is held to, or why there is no yardstick.
+
+    Which draws are taken depends on float64 and the eager run alone, never on a backend, and leaving out those with a
+    large eager error can only shorten the yardstick.
+    """
+    wanted = draws_needed(case)
+    first = [_baseline(case, 1000 * seed + number, device) for number in range(wanted)]
+    if not all(base.finite for base in first):
+        return f"no yardstick: eager PyTorch is not finite in {case.dtype}"
+    limits = {name: OUTLIER * _median([base.rounding[name] for base in first]) for name in first[0].exact}
+    found: list[Baseline] = []
+    for number in range(8 * wanted):
+        base = _baseline(case, 1000 * seed + number, device)
+        if all(base.rounding[name] <= limit for name, limit in limits.items()):
+            found.append(base)
+        if len(found) == wanted:
+            return found
+    return "no yardstick: rounding does too different things to different draws"
+
+
+def draws_needed(case: Case) -> int:
+    """How many draws pool enough elements and steps."""
+    steps = case.batch_size * case.steps
+    return max(FEWEST_DRAWS, math.ceil(POOLED_ELEMENTS / case.smallest_tensor), math.ceil(POOLED_STEPS / steps))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run plain PyTorch on one thread: cases are small, and beside other processes each operator that waits for a
+    second thread can take milliseconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@lru_cache(maxsize=512)  # every backend is held to the same draws
+def _baseline(case: Case, seed: int, device: str) -> Baseline:
+    drawn = draw(case, seed, device)
+    wide, run = drawn.wide(), by_eager(case.spec)
+    with one_thread():
+        with Probe() as exact_probe:
+            exact = evaluate(wide, run)
+        with Probe() as eager_probe:
+            eager = errors_of(evaluate(drawn, run), exact)
+        with Probe(noise=torch.finfo(case.torch_dtype).eps / 2, seed=seed):
+            noisy = errors_of(evaluate(wide, run), exact)
+    rounding = {name: max(eager[name].rms, noisy[name].rms) for name in exact}
+    return Baseline(drawn, exact, eager, rounding, exact_probe.relu_inputs, eager_probe.relu_inputs)
+
+
+def _exact(drawn: Draw, flips: tuple[relu.Flip, ...]) -> dict[str, Tensor]:
+    with one_thread(), Probe((flip.call, flip.element) for flip in flips):
+        return evaluate(drawn.wide(), by_eager(drawn.case.spec))
+
+
+def errors_of(results: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, Errors]:
+    """The errors of results against float64, by name; a missing or misshapen result raises."""
+    return {name: Errors.of(results[name], exact[name]) for name in exact}
+
+
+def _median(values: list[float]) -> float:
+    """The median of those that are not 0; without any there is no limit."""
+    positive = [value for value in values if value > 0]
+    return statistics.median(positive) if positive else math.inf

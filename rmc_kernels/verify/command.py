@@ -1,0 +1,91 @@
+"""`rmc verify`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from rmc_kernels.info import facts
+from rmc_kernels.verify.cases import Case
+from rmc_kernels.verify.check import CaseResult
+from rmc_kernels.verify.criterion import LARGEST_FACTOR, RMS_FACTOR, Comparison
+from rmc_kernels.verify.report import Report, reproducer
+from rmc_kernels.verify.runner import Progress as OnResult
+from rmc_kernels.verify.runner import run
+
+#: Misses that are shown in full; the JSON has them all.
+SHOWN_MISSES = 10
+SHOWN_TENSORS = 4
+
+
+def verify(
+    backend: Annotated[list[str], typer.Option(help="Backend; may be repeated. Default: all.")] = [],  # noqa: B006
+    variant: Annotated[list[str], typer.Option(help="Variant; may be repeated. Default: all.")] = [],  # noqa: B006
+    dtype: Annotated[list[str], typer.Option(help="float32, bfloat16 or float16; may be repeated.")] = [],  # noqa: B006
+    device: Annotated[list[str], typer.Option(help="cpu or cuda; may be repeated. Default: all.")] = [],  # noqa: B006
+    quick: Annotated[bool, typer.Option("--quick", help="A few cases only.")] = False,
+    time_budget: Annotated[float, typer.Option(help="Seconds: go on with random cases until then.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws and of the random cases.")] = 0,
+    case: Annotated[Optional[str], typer.Option(help="Verify this one case, as a miss prints it.")] = None,  # noqa: UP045
+    json_path: Annotated[Optional[Path], typer.Option("--json", help="Write every result there.")] = None,  # noqa: UP045
+) -> None:
+    """Verify every backend against float64: outputs and every gradient.
+
+    The error of each tensor may be at most 2 times (RMS) and 4 times (largest) that of plain eager PyTorch in the same
+    dtype. Exit code 1 on a miss, 2 on a wrong argument.
+    """
+    console = Console()
+    try:
+        cases = None if case is None else [Case.from_json(case)]
+        with _progress(console) as on_result:
+            report = run(
+                backends=backend, variants=variant, dtypes=dtype, devices=device, quick=quick, cases=cases,
+                time_budget=time_budget, seed=seed, progress=on_result,
+            )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        console.print(f"rmc verify: {error}", style="red", markup=False)
+        raise typer.Exit(2) from None
+    show(report, console)
+    if json_path is not None:
+        json_path.write_text(json.dumps({"machine": facts(), **report.as_dict()}, indent=1) + "\n")
+        console.print(f"All {len(report.results)} results: {json_path}", markup=False)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def show(report: Report, console: Console) -> None:
+    """Print a report: a table, what was not served, ReLU inputs that crossed 0, misses, the verdict."""
+    table = Table(title="Errors against float64, in units of those of eager PyTorch")
+    for name in ("backend", "device", "variant", "dtype"):
+        table.add_column(name)
+    table.add_column("cases", justify="right")
+    table.add_column(f"worst RMS (limit {RMS_FACTOR:g})")
+    table.add_column(f"worst largest (limit {LARGEST_FACTOR:g})")
+    table.add_column("verdict")
+    for line in report.lines():
+        verdict = f"[red]{line.misses} missed[/]" if line.misses else "[green]right[/]"
+        verdict += f", {line.explained} with flips" if line.explained else ""
+        rms = _worst(line.worst_rms, lambda c: c.rms_ratio)
+        largest = _worst(line.worst_largest, lambda c: c.largest_ratio)
+        table.add_row(line.backend, line.device, line.variant, line.dtype, str(line.cases), rms, largest, verdict)
+    console.print(table)
+    for (name, place, kind, reason), count in report.not_served.items():
+        console.print(f"not served: {name} on {place}, {kind}, {count} cases: {reason}", markup=False)
+    for result in report.results:
+        if result.flips:
+            _show_flips(result, console)
+    for result in report.misses[:SHOWN_MISSES]:
+        _show_miss(result, console)
+    if len(report.misses) > SHOWN_MISSES:
+        console.print(f"... and {len(report.misses) - SHOWN_MISSES} more misses")
+    ran = sum(result.status != "not served" for result in report.results)
+    verdict = "[green]right[/]" if report.ok else ("[red]MISSED[/]" if report.misses else "[red]nothing was verified[/]")
+    console.print(f"{verdict}: {ran} cases, {len(report.misses)} misses, {report.seconds:.0f} s")

@@ -1,0 +1,140 @@
+"""Many cases on many backends: `run`."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from rmc_kernels import errors
+from rmc_kernels.backends import ABSENT, BACKENDS, REFERENCE
+from rmc_kernels.spec import VARIANTS
+from rmc_kernels.verify.cases import DTYPES, Case
+from rmc_kernels.verify.check import CaseResult, check_case, refusal
+from rmc_kernels.verify.cover import covering, quick_cover, random_case
+from rmc_kernels.verify.report import Report
+
+#: Called after each case with its result and the share of the work that is done, from 0 to 1.
+Progress = Callable[[CaseResult, float], None]
+
+
+class Job(NamedTuple):
+    """One case on one backend."""
+
+    case: Case
+    backend: str
+    device: str
+    seed: int
+
+
+def known_backends() -> tuple[str, ...]:
+    """Every backend there may be, those that this version or machine lacks included."""
+    return (*BACKENDS, *ABSENT)
+
+
+def known_devices() -> tuple[str, ...]:
+    """The devices of this machine that a backend may run on."""
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def run(
+    *,
+    backends: Sequence[str] = (),
+    variants: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    devices: Sequence[str] = (),
+    quick: bool = False,
+    cases: Sequence[Case] | None = None,
+    time_budget: float = 0.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Report:
+    """Verify backends against float64: outputs and every gradient, each within the criterion.
+
+    A fused backend runs the covering set of cases in each dtype. The reference, which is the definition and has only the
+    operators around it to prove, runs the quick set.
+
+    Args:
+        backends, variants, dtypes, devices: what to take; empty takes all. A backend that this version or machine lacks
+            is reported as not served.
+        quick: the quick set for every backend.
+        cases: these instead of the built-in ones; `variants` and `dtypes` do not apply to them.
+        time_budget: seconds, counted from the start, until which random cases follow.
+        seed: of the draws and of the random cases.
+        progress: see `Progress`.
+
+    Returns:
+        The report; `.ok` is the verdict.
+
+    Raises:
+        ValueError: an argument names something unknown; the message says what it takes.
+    """
+    names = _chosen("backends", backends, known_backends())
+    places = _chosen("devices", devices, known_devices())
+    kinds = _chosen("variants", variants, VARIANTS)
+    types = _chosen("dtypes", dtypes, DTYPES)
+    if cases is None:
+        plan = _built_in(names, kinds, types, quick)
+    else:
+        plan = [(case, name) for case in cases for name in names]
+    jobs = [Job(case, name, place, seed) for place in places for case, name in plan]
+
+    start = time.monotonic()
+    results: list[CaseResult] = []
+
+    def verify(job: Job, share: float) -> None:
+        results.append(check_case(job.case, job.backend, seed=job.seed, device=job.device))
+        if progress is not None:
+            progress(results[-1], min(share, 1.0))
+
+    def elapsed() -> float:
+        return time.monotonic() - start
+
+    for number, job in enumerate(jobs, start=1):
+        verify(job, number / len(jobs) if not time_budget else elapsed() / time_budget)
+    endless = _random_jobs(random.Random(seed), names, kinds, types, places)
+    while elapsed() < time_budget and (job := next(endless, None)) is not None:
+        verify(job, elapsed() / time_budget)
+    return Report(results, elapsed())
+
+
+def _built_in(
+    names: Sequence[str], variants: Sequence[str], dtypes: Sequence[str], quick: bool
+) -> list[tuple[Case, str]]:
+    few = quick_cover()
+    return [
+        (replace(case, dtype=dtype), name)
+        for dtype in dtypes
+        for full in (False, True)
+        for case in (covering() if full else few)
+        for name in names
+        if case.spec.variant in variants and full == (not quick and name != REFERENCE.name)
+    ]
+
+
+def _random_jobs(
+    rng: random.Random, names: Sequence[str], variants: Sequence[str], dtypes: Sequence[str], devices: Sequence[str]
+) -> Iterator[Job]:
+    """Random cases without end, each on a backend that serves it; the reference only where it stands alone."""
+    names = [name for name in names if name != REFERENCE.name] or names
+    places = [(name, place, dtype) for name in names for place in devices for dtype in dtypes]
+    probe = {kind: random_case(random.Random(0), "float32", kind) for kind in variants}
+    serving = [
+        (kind, name, place, dtype)
+        for kind, case in probe.items()
+        for name, place, dtype in places
+        if refusal(replace(case, dtype=dtype), name, place) is None
+    ]
+    while serving:
+        kind, name, place, dtype = rng.choice(serving)
+        yield Job(random_case(rng, dtype, kind), name, place, rng.randrange(2**31))
+
+
+def _chosen(name: str, given: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+    for value in given:
+        errors.one_of(name, value, known)
+    return given or known

@@ -1,0 +1,210 @@
+"""What every backend has to do, one suite for all: a new backend joins by being listed in `rmc_kernels.backends`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rmc_kernels import RelationalMemory, backends, explain, relational_memory
+from rmc_kernels.autograd import RelationalMemoryFunction
+from rmc_kernels.read_heads import KINDS
+from rmc_kernels.verify.cases import Case as VerifyCase
+from rmc_kernels.verify.check import check_case
+from rmc_kernels.verify.criterion import criterion
+from tests import cases
+from tests.cases import OPTIONS, SPECS, Case, draw
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _serving() -> list[Any]:
+    """Every (backend, device, dtype) that this machine can run."""
+    found = []
+    for name, backend in backends.BACKENDS.items():
+        for device in DEVICES:
+            for dtype in DTYPES:
+                if not (backend.unavailable() or backend.refuses(SPECS["sonnet"], dtype, torch.device(device))):
+                    short = str(dtype).removeprefix("torch.")
+                    found.append(pytest.param(name, device, short, id=f"{name}-{device}-{short}"))
+    return found
+
+
+SERVING = _serving()
+FLOAT32 = [serving for serving in SERVING if serving.values[2] == "float32"]
+
+
+def _run(case: Case, backend: str, recompute: str = "full") -> Tensor:
+    """Through the autograd function, which `relational_memory` leaves out for the reference."""
+    call = case.call()
+    memories: Tensor = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
+        case.spec, backend, recompute == "none", call.lengths, call.resets, call.dropout_mask,
+        call.x, call.memory, call.reset_memory, *call.params,
+    )  # fmt: skip
+    return memories
+
+
+def _gradients(case: Case, memories: Tensor) -> dict[str, Tensor]:
+    leaves = case.leaves()
+    weight = torch.linspace(-1, 1, memories.numel(), dtype=memories.dtype).view_as(memories)
+    found = torch.autograd.grad((memories * weight).sum(), list(leaves.values()), allow_unused=True)
+    return {name: torch.zeros_like(leaves[name]) if g is None else g for name, g in zip(leaves, found, strict=True)}
+
+
+def _parity_cases() -> list[Any]:
+    """Every spec with every option in float32; half types, and the reference against itself, on a sample."""
+    return [
+        pytest.param(*serving.values, name, option, id=f"{serving.id}-{name}-{option}")
+        for serving in SERVING
+        for name in SPECS
+        for option in OPTIONS
+        if (serving in FLOAT32 and serving.values[0] != "reference")
+        or (name in cases.VARIANTS and option == "lengths-resets")
+    ]
+
+
+@pytest.mark.parametrize("backend, device, dtype, name, option", _parity_cases())
+def test_parity(backend: str, device: str, dtype: str, name: str, option: str) -> None:
+    spec, options = SPECS[name], OPTIONS[option]
+    case = VerifyCase(
+        spec, dtype, 2, 3, lengths="lengths" in options, resets="resets" in options, dropout_mask=spec.dropout > 0
+    )
+    result = check_case(case, backend, device=device)
+    assert result.status == "right", (result.reason, result.misses)
+
+
+@pytest.mark.parametrize("recompute", ["full", "none"])
+@pytest.mark.parametrize("backend, device, dtype", FLOAT32)
+def test_recompute_gives_the_same_gradients(backend: str, device: str, dtype: str, recompute: str) -> None:
+    case = draw(SPECS["blocks"], ("lengths", "resets"), dtype=torch.float32, requires_grad=True)
+    ours = _gradients(case, _run(case, backend, recompute))
+    eager = _gradients(case, relational_memory(**case.arguments(), backend="reference")[0])
+    wide = case.to(torch.float64)
+    exact = _gradients(wide, relational_memory(**wide.arguments(), backend="reference")[0])
+    for name, value in ours.items():
+        found = criterion(value, eager[name], exact[name])
+        assert found.ok, (name, str(found))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend, device, dtype", SERVING)
+def test_read_heads(backend: str, device: str, dtype: str, kind: str) -> None:
+    torch.manual_seed(0)
+    kwargs: dict[str, Any] = {"read_head": kind, "dtype": getattr(torch, dtype)}
+    layer = RelationalMemory(5, 3, 4, 2, backend=backend, **kwargs)
+    exact_layer = RelationalMemory(5, 3, 4, 2, read_head=kind, dtype=torch.float64, backend="reference")
+    eager_layer = RelationalMemory(5, 3, 4, 2, backend="reference", **kwargs)
+    exact_layer.load_state_dict(layer.state_dict())
+    eager_layer.load_state_dict(layer.state_dict())
+    x = torch.randn(4, 6, 5, dtype=getattr(torch, dtype))
+    lengths = torch.tensor([6, 0, 3, 5])
+    output, _ = layer(x, lengths=lengths)
+    found = criterion(output, eager_layer(x, lengths=lengths)[0], exact_layer(x.double(), lengths=lengths)[0])
+    assert found.ok, str(found)
+    assert output.dtype == x.dtype
+    assert output[1].abs().max() == 0
+    assert output[2, 3:].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("backend, device, dtype", SERVING)
+def test_chunks_equal_the_whole_bit_for_bit(backend: str, device: str, dtype: str, name: str) -> None:
+    case = draw(SPECS[name], ("lengths", "resets"), dtype=getattr(torch, dtype), steps=6)
+    whole = _run(case, backend)
+    memory, parts = case.memory, []
+    for a, b in ((0, 1), (1, 4), (4, 6)):
+        options = dict(case.options)
+        options["lengths"] = (options["lengths"] - a).clamp(0, b - a)
+        for key in ("resets", "dropout_mask"):
+            if key in options:
+                options[key] = options[key][:, a:b]
+        part = _run(Case(case.spec, case.x[:, a:b], memory, case.params, options), backend)
+        memory = part[:, -1]
+        parts.append(part)
+    assert torch.equal(torch.cat(parts, 1), whole)
+
+
+@pytest.mark.parametrize("batch, steps", [(0, 3), (2, 0), (1, 1), (1, 2)])
+@pytest.mark.parametrize("name", ["sonnet", "l0sg", "textbook", "r2gen"])
+@pytest.mark.parametrize("backend, device, dtype", FLOAT32)
+def test_empty_and_single(backend: str, device: str, dtype: str, name: str, batch: int, steps: int) -> None:
+    case = draw(SPECS[name], ("lengths", "resets"), batch=batch, steps=steps, dtype=torch.float32, requires_grad=True)
+    memories = _run(case, backend)
+    assert memories.shape == (batch, steps, case.spec.mem_slots, case.spec.mem_size)
+    gradients = _gradients(case, memories)
+    expected = _gradients(case, relational_memory(**case.arguments(), backend="reference")[0])
+    for key, value in gradients.items():
+        torch.testing.assert_close(value, expected[key], msg=key)
+
+
+@pytest.mark.parametrize("backend, device, dtype", FLOAT32)
+def test_repeats_bit_for_bit(backend: str, device: str, dtype: str) -> None:
+    case = draw(SPECS["blocks"], ("lengths", "resets"), dtype=torch.float32, requires_grad=True)
+    first = _run(case, backend)
+    gradients = _gradients(case, first)
+    again = _run(case, backend)
+    assert torch.equal(first, again)
+    for name, value in _gradients(case, again).items():
+        assert torch.equal(value, gradients[name]), name
+
+
+@pytest.mark.parametrize("backend, device, dtype", FLOAT32)
+def test_only_the_gradients_asked_for(backend: str, device: str, dtype: str) -> None:
+    case = draw(SPECS["sonnet"], ("resets",), dtype=torch.float32, requires_grad=True)
+    everything = _gradients(case, _run(case, backend))
+    for name in ("x", "memory", "reset_memory", "mlp.1.weight", "memory_gate.bias"):
+        for other, leaf in case.leaves().items():
+            leaf.requires_grad_(other == name)
+        memories = _run(case, backend)
+        weight = torch.linspace(-1, 1, memories.numel()).view_as(memories)
+        (found,) = torch.autograd.grad((memories * weight).sum(), [case.leaves()[name]])
+        torch.testing.assert_close(found, everything[name])
+
+
+@pytest.mark.parametrize("backend, device, dtype", FLOAT32)
+def test_double_backward_names_the_reference(backend: str, device: str, dtype: str) -> None:
+    case = draw(SPECS["sonnet"], dtype=torch.float32, requires_grad=True)
+    (grad,) = torch.autograd.grad(_run(case, backend).square().sum(), [case.x], create_graph=True)
+    with pytest.raises(RuntimeError, match='backend="reference"'):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("backend, device, dtype", FLOAT32)
+def test_nan_in_gives_nan_out(backend: str, device: str, dtype: str) -> None:
+    case = draw(SPECS["sonnet"], dtype=torch.float32)
+    case.x[1, 2, 0] = float("nan")
+    memories = _run(case, backend)
+    assert memories[1, 2:].isnan().all()
+    assert memories[1, :2].isfinite().all()
+    assert memories[[0, 2]].isfinite().all()
+
+
+def test_explain_names_every_backend() -> None:
+    found = explain(SPECS["sonnet"], torch.zeros(1))
+    assert {found.backend, *found.reasons} == set(backends.CHOICES) - {"auto"}
+    assert all(found.reasons.values())
+    assert str(found).startswith(f"{found.backend}: runs")
+
+
+def test_explain_sends_float64_and_transforms_to_the_reference() -> None:
+    spec = SPECS["sonnet"]
+    wide = explain(spec, torch.zeros(1, dtype=torch.float64))
+    assert wide.backend == "reference"
+    meta = explain(spec, torch.zeros(1, device="meta"))
+    assert meta.backend == "reference"
+    seen = []
+    torch.func.vmap(lambda x: (seen.append(explain(spec, x)), x)[1])(torch.zeros(2, 3))
+    assert seen[0].backend == "reference"
+
+
+def test_an_explicit_backend_that_cannot_serve_raises() -> None:
+    case = draw(SPECS["sonnet"])
+    for name in set(backends.CHOICES) - {"auto", "reference"}:
+        with pytest.raises(ValueError, match=f'backend "{name}" cannot serve'):
+            relational_memory(**case.arguments(), backend=name)
+    with pytest.raises(ValueError, match="backend takes one of"):
+        relational_memory(**case.arguments(), backend="cudnn")

@@ -1,0 +1,288 @@
+"""The tasks: the generator against brute force, equal sizes, a training that learns and repeats itself."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from rmc_kernels.tasks.command import app
+from rmc_kernels.tasks.comparison import MARGIN, Comparison
+from rmc_kernels.tasks.history import History, Point
+from rmc_kernels.tasks.jobs import Job, News, train_all
+from rmc_kernels.tasks.models import CORES, Core, ModelConfig, build, parameter_count
+from rmc_kernels.tasks.nth_farthest import NthFarthest, farthest
+from rmc_kernels.tasks.plots import plot_accuracy
+from rmc_kernels.tasks.presets import NTH_FARTHEST
+from rmc_kernels.tasks.training import Trainer, TrainingConfig
+
+TINY = ModelConfig(slots=2, heads=2, head_size=8, readout_layers=1, readout_width=32, backend="reference")
+SHORT = TrainingConfig(updates=6, batch_size=16, learning_rate=1e-3, evaluate_every=4, evaluation_examples=50)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# -- the generator ------------------------------------------------------------------------------------------------
+
+
+def read_example(steps: Tensor, task: NthFarthest) -> tuple[dict[int, list[float]], int, int]:
+    """Vectors by label, n and m, as a reader of one sequence [N, d + 3N] finds them."""
+    vectors = {}
+    questions = set()
+    for step in steps.tolist():
+        vector, rest = step[: task.dims], step[task.dims :]
+        one_hots = [rest[i : i + task.objects] for i in range(0, 3 * task.objects, task.objects)]
+        assert all(sorted(hot) == [0.0] * (task.objects - 1) + [1.0] for hot in one_hots)
+        label, n, m = (hot.index(1.0) for hot in one_hots)
+        vectors[label] = vector
+        questions.add((n, m))
+    assert sorted(vectors) == list(range(task.objects)), "every label exactly once"
+    ((n, m),) = questions
+    return vectors, n, m
+
+
+@pytest.mark.parametrize(("objects", "dims"), [(2, 1), (3, 1), (5, 3), (8, 16)])
+def test_the_target_is_what_brute_force_finds(objects: int, dims: int) -> None:
+    task = NthFarthest(objects, dims)
+    inputs, targets = task.sample(200, generator())
+    assert inputs.shape == (200, objects, task.input_size)
+    assert inputs.dtype == torch.float32
+    for steps, target in zip(inputs, targets.tolist(), strict=True):
+        vectors, n, m = read_example(steps, task)
+        squares = {a: sum((p - q) ** 2 for p, q in zip(v, vectors[m], strict=True)) for a, v in vectors.items()}
+        assert target == sorted(squares, key=lambda label: -squares[label])[n]
+
+
+def test_the_paper_s_input_has_40_features() -> None:
+    assert NthFarthest().input_size == 40
+
+
+def test_of_equally_far_vectors_the_lower_label_counts_as_farther() -> None:
+    vectors = torch.tensor([[[0.0], [1.0], [-1.0], [0.5]]]).expand(4, -1, -1)
+    assert farthest(vectors, n=torch.arange(4), m=torch.zeros(4, dtype=torch.int64)).tolist() == [1, 2, 3, 0]
+
+
+def test_the_answer_does_not_depend_on_the_order_of_the_labels() -> None:
+    vectors = torch.rand(4, 2, generator=generator())
+    n, m = torch.tensor([1]), torch.tensor([2])
+    expected = int(farthest(vectors[None], n, m))
+    for order in permutations(range(4)):
+        renamed = farthest(vectors[list(order)][None], n, torch.tensor([order.index(2)]))
+        assert order[int(renamed)] == expected
+
+
+def test_questions_labels_and_vectors_are_uniform_and_independent() -> None:
+    task = NthFarthest(3, 2)
+    inputs, _ = task.sample(20_000, generator())
+    vectors, labels, n, m = torch.split(inputs, [2, 3, 3, 3], dim=-1)
+    for hot in (labels, n, m):
+        torch.testing.assert_close(hot.mean(0), torch.full((3, 3), 1 / 3), atol=0.02, rtol=0)
+    joint = torch.einsum("bi,bj->ij", n[:, 0], m[:, 0]) / 20_000
+    torch.testing.assert_close(joint, torch.full((3, 3), 1 / 9), atol=0.02, rtol=0)
+    assert -1 <= vectors.min() < -0.99
+    assert 0.99 < vectors.max() < 1
+    torch.testing.assert_close(vectors.std(0), torch.full((3, 2), 3**-0.5), atol=0.02, rtol=0)
+
+
+def test_the_levels_are_what_guessing_achieves() -> None:
+    task = NthFarthest(3, 1)
+    inputs, targets = task.sample(20_000, generator())
+    n, m = inputs[:, 0, 4:7].argmax(1), inputs[:, 0, 7:].argmax(1)
+    without_distances = torch.where(n == 2, m, (m + 1) % 3)
+    assert (targets == 0).float().mean() == pytest.approx(task.levels["chance"], abs=0.02)
+    assert (targets == without_distances).float().mean() == pytest.approx(task.levels["no distances"], abs=0.02)
+
+
+def test_a_seed_gives_the_same_examples_and_another_gives_others() -> None:
+    task = NthFarthest(4, 2)
+    first, again, other = (task.sample(8, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.inputs, again.inputs)
+    assert torch.equal(first.targets, again.targets)
+    assert not torch.equal(first.inputs, other.inputs)
+
+
+@pytest.mark.parametrize(("objects", "dims", "named"), [(1, 1, "objects"), (3, 0, "dims")])
+def test_impossible_sizes_are_refused(objects: int, dims: int, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        NthFarthest(objects, dims)
+
+
+# -- the models ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", NTH_FARTHEST)
+def test_the_lstm_has_as_many_parameters_as_the_rmc_within_one_percent(preset: str) -> None:
+    task, model = NTH_FARTHEST[preset].task, NTH_FARTHEST[preset].model
+    with torch.device("meta"):
+        rmc, lstm = (
+            build(replace(model, core=core), task.input_size, task.classes) for core in CORES
+        )  # fmt: skip
+    assert parameter_count(lstm) == pytest.approx(parameter_count(rmc), rel=0.01)
+    assert [tuple(p.shape) for p in lstm.readout.parameters()][1:] == [
+        tuple(p.shape) for p in rmc.readout.parameters()
+    ][1:]
+
+
+def test_the_lstm_s_hidden_size_is_the_closest_one() -> None:
+    lstm = build(replace(TINY, core="lstm"), 10, 3)
+    wanted = parameter_count(build(TINY, 10, 3))
+    assert isinstance(lstm.core, nn.LSTM)
+    hidden = lstm.core.hidden_size
+
+    def count(size: int) -> int:
+        return 4 * size * (10 + size + 2) + (size + 1) * 32 + 33 * 3
+
+    assert parameter_count(lstm) == count(hidden)
+    assert abs(count(hidden) - wanted) == min(abs(count(size) - wanted) for size in range(1, 200))
+
+
+# -- training -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("core", ["rmc", "lstm"])
+def test_a_short_training_learns_what_the_question_gives_away(core: Core) -> None:
+    """One coordinate, two objects: the answer is m or the other one, which n tells."""
+    config = TrainingConfig(updates=150, batch_size=64, learning_rate=3e-3, evaluate_every=150)
+    history = Trainer(NthFarthest(2, 1), replace(TINY, core=core), config).run()
+    before, after = history.points
+    assert after.loss < before.loss / 4
+    assert history.margin(history.levels["chance"]) > 20
+    assert after.accuracy > 0.9
+
+
+def test_training_repeats_itself_by_seed() -> None:
+    def run(seed: int) -> list[tuple[int, float, float]]:
+        history = Trainer(NthFarthest(3, 1), TINY, replace(SHORT, seed=seed)).run()
+        return [(point.update, point.loss, point.accuracy) for point in history.points]
+
+    torch.manual_seed(5)
+    first = run(1)
+    torch.manual_seed(6)
+    assert run(1) == first
+    assert run(2) != first
+    assert [update for update, _, _ in first] == [0, 4, 6]
+
+
+def test_training_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    Trainer(NthFarthest(3, 1), TINY, SHORT).run()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_model_and_seed_is_evaluated_on_the_same_examples() -> None:
+    one = Trainer(NthFarthest(3, 1), TINY, SHORT)
+    other = Trainer(NthFarthest(3, 1), replace(TINY, core="lstm"), replace(SHORT, seed=3))
+    assert torch.equal(one.held_out.inputs, other.held_out.inputs)
+    trained_on = one.task.sample(50, generator(SHORT.seed))
+    assert not torch.equal(one.held_out.inputs, trained_on.inputs)
+
+
+def test_the_gradient_is_clipped_and_the_learning_rate_warms_up() -> None:
+    trainer = Trainer(NthFarthest(3, 1), TINY, replace(SHORT, clip_norm=1e-3, warmup_updates=4))
+    seen = []
+
+    def watch(trainer: Trainer) -> None:
+        squares = [p.grad.square().sum() for p in trainer.model.parameters() if p.grad is not None]
+        seen.append((trainer.optimizer.param_groups[0]["lr"], float(torch.stack(squares).sum().sqrt())))
+
+    trainer.run(watch)
+    assert [rate for rate, _ in seen] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
+    assert all(norm == pytest.approx(1e-3, rel=1e-3) for _, norm in seen)
+
+
+def test_a_time_limit_ends_training_early_with_an_evaluation() -> None:
+    history = Trainer(NthFarthest(3, 1), TINY, replace(SHORT, updates=10_000, seconds=1e-6)).run()
+    assert [point.update for point in history.points] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"updates": 0}, "updates"), ({"learning_rate": -1.0}, "learning_rate"), ({"seed": -1}, "seed")],
+)
+def test_impossible_trainings_are_refused(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        replace(SHORT, **change)
+
+
+def test_jobs_run_in_processes_and_give_what_a_run_here_gives() -> None:
+    jobs = [Job(NthFarthest(3, 1), replace(TINY, core=core), SHORT) for core in CORES]
+    heard: list[News] = []
+    histories = train_all(jobs, processes=2, watch=heard.append)
+    assert [history.model["core"] for history in histories] == ["rmc", "lstm"]
+    for number, job in enumerate(jobs):
+        expected = Trainer(job.task, job.model, job.training).run().final
+        assert histories[number].final.loss == pytest.approx(expected.loss, rel=1e-4)
+        assert [news.point.update for news in heard if news.job == number] == [4, 6]
+
+
+# -- what is left behind ------------------------------------------------------------------------------------------
+
+
+def history(accuracy: float, core: str = "rmc") -> History:
+    points = [Point(0, 0, 0.1, 1.1, 0.33), Point(10, 1280, 2.0, 0.5, accuracy)]
+    return History(
+        "task", {"chance": 1 / 3, "no distances": 2 / 3}, 1234, "reference", {"core": core},
+        {"evaluation_examples": 4096, "seed": 0}, points,
+    )  # fmt: skip
+
+
+def test_a_history_is_kept_as_json_and_csv(tmp_path: Path) -> None:
+    as_json, as_csv = history(0.9).write(tmp_path / "deep", "run")
+    kept = json.loads(as_json.read_text())
+    assert kept["parameters"] == 1234
+    assert [point["accuracy"] for point in kept["points"]] == [0.33, 0.9]
+    with as_csv.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["update"], row["accuracy"]) for row in rows] == [("0", "0.33"), ("10", "0.9")]
+
+
+def test_a_margin_is_counted_in_standard_errors() -> None:
+    assert history(0.75).margin(2 / 3) == pytest.approx((0.75 - 2 / 3) / (2 / 9 / 4096) ** 0.5)
+
+
+def test_a_comparison_has_learnt_only_where_every_rmc_run_is_above_every_level() -> None:
+    close = 2 / 3 + 0.9 * MARGIN * (2 / 9 / 4096) ** 0.5
+    lstm = history(0.6, "lstm")
+    assert Comparison((history(0.95), history(0.75), lstm)).learnt
+    one_lags = Comparison((history(0.95), history(close), lstm))
+    assert one_lags.left_behind == {"chance": True, "no distances": False}
+    assert not one_lags.learnt
+
+
+def test_curves_are_drawn_into_a_png(tmp_path: Path) -> None:
+    runs = [history(0.9), history(0.8), history(0.6, "lstm")]
+    path = plot_accuracy(runs, tmp_path / "deep" / "curves.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 10_000
+
+
+# -- the command line ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["rmc", "lstm"])
+def test_the_command_trains_and_leaves_its_files(model: str, tmp_path: Path) -> None:
+    sizes = "--objects 3 --dims 2 --slots 2 --heads 2 --head-size 4 --steps 2 --batch-size 8 --lr 0.01 --seed 7"
+    result = CliRunner().invoke(app, ["nth-farthest", "--model", model, *sizes.split(), "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    stem = f"nth-farthest-{model}-seed7"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{stem}.{kind}" for kind in ("csv", "json", "png")]
+    kept = json.loads((tmp_path / f"{stem}.json").read_text())
+    assert kept["task"] == "Nth farthest, 3 objects in 2-d"
+    assert (kept["model"]["head_size"], kept["training"]["learning_rate"]) == (4, 0.01)
+    assert kept["points"][-1]["update"] == 2
+
+
+def test_the_command_says_what_is_wrong_with_an_option(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["nth-farthest", "--objects", "1", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "objects takes an int of at least 2" in " ".join(result.output.split())
