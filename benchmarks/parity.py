@@ -15,7 +15,7 @@ from torch import Tensor
 from rmc_kernels.benchmarks.cases import Case, Mode
 from rmc_kernels.benchmarks.contestants import Bound, bind_reference, timed
 from rmc_kernels.benchmarks.problem import Problem, draw
-from rmc_kernels.verify.criterion import Comparison, Errors
+from rmc_kernels.verify import Comparison, Errors
 
 #: Fewest sequences that errors are pooled over: those within one sequence depend on one another.
 FEWEST_SEQUENCES = 4

@@ -70,7 +70,7 @@ def interleave(
 
     Args:
         entries: what is timed.
-        budget: seconds to spend on the rounds, warm-up not counted.
+        budget: seconds to spend on the rounds, above 0; the warm-up is not counted.
         read_ceilings: number of threads -> a reading.
         now: the clock of the budget.
         on_progress: told the share of the work that is done, after each round.

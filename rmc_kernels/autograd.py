@@ -20,14 +20,14 @@ _TENSORS = (
     "Tensor x, Tensor memory, Tensor[] params, Tensor? lengths, Tensor? resets, Tensor? reset_memory, "
     "Tensor? dropout_mask"
 )
-_library = torch.library.Library("rmc_kernels", "DEF")  # type: ignore[no-untyped-call]
+_library = torch.library.Library("rmc_kernels", "DEF")
 _SCHEMAS = (
     f"unroll_forward({_TENSORS}, str spec, str backend, bool save) -> (Tensor, Tensor)",
     f"unroll_backward(Tensor grad, Tensor memories, Tensor activations, {_TENSORS}, str spec, str backend, "
     "bool[] needs) -> Tensor[]",
 )
 for _schema in _SCHEMAS:
-    _library.define(_schema)  # type: ignore[no-untyped-call]
+    _library.define(_schema)
 
 
 def _unroll_forward(

@@ -1,41 +1,39 @@
-"""`rmc demo`: the whole of it in a few minutes: what is installed, verified, timed, and an RMC that learns."""
+"""`rmc demo`: the whole of it in a few minutes: what is here, verified, timed, and an RMC that learns."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from rmc_kernels import CellSpec, __version__, explain
+from rmc_kernels import info
 from rmc_kernels.benchmarks.suite import run_suite
-from rmc_kernels.tasks import comparison
+from rmc_kernels.tasks.comparison import compare, show_comparison
 from rmc_kernels.tasks.plots import plot_accuracy
 from rmc_kernels.tasks.presets import NTH_FARTHEST
-from rmc_kernels.verify.runner import run as run_verify
+from rmc_kernels.verify import run as run_verification
+from rmc_kernels.verify.command import show as show_report
 
 SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What a stage of the demo found.
+class Finding:
+    """What a stage found.
 
     Attributes:
         ok: whether all is well.
         summary: the finding in a line.
         data: the finding in full, ready for JSON.
-        files: what it left behind.
+        files: what the stage left behind.
     """
 
     ok: bool
@@ -45,88 +43,74 @@ class Stage:
 
 
 def demo(out: Annotated[Path, typer.Option(help="Folder for the plots and results.json.")] = Path("demo")) -> None:
-    """Verify, time and train a Relational Memory Core in a few minutes; exit code 1 where one of them fails."""
+    """Verify, time and train a Relational Memory Core in a few minutes. Exit code 1 where one of these fails."""
     console = Console()
-    stages: dict[str, Callable[[Path, Console], Stage]] = {
-        "info": info, "verify": verify, "bench": bench, "training": training,
-    }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Stage] = {}
+    stages = {"info": _info, "verify": _verify, "bench": _bench, "training": _training}
+    findings: dict[str, Finding] = {}
     seconds: dict[str, float] = {}
-    for name, stage in stages.items():
-        console.rule(f"[bold]{len(found) + 1}/{len(stages)} {name}")
+    for number, (name, stage) in enumerate(stages.items(), start=1):
+        console.rule(f"[bold]{number}/{len(stages)} {name}")
         start = time.perf_counter()
-        found[name] = stage(out, console)
+        findings[name] = stage(out, console)
         seconds[name] = time.perf_counter() - start
-    ok = all(stage.ok for stage in found.values())
+    ok = all(finding.ok for finding in findings.values())
     results = out / "results.json"
-    kept = {name: {"ok": stage.ok, "seconds": seconds[name], **stage.data} for name, stage in found.items()}
-    results.write_text(json.dumps({"ok": ok, **kept}, indent=2) + "\n")
+    kept = {name: {"ok": found.ok, "seconds": seconds[name], **found.data} for name, found in findings.items()}
+    results.write_text(json.dumps({"ok": ok, **kept}, indent=1) + "\n")
     console.rule("[bold]summary")
-    console.print(_summary(found, seconds))
-    console.print(f"everything in numbers: {results}")
+    console.print(_summary(findings, seconds))
+    console.print(f"all figures: {results}", soft_wrap=True)
     raise typer.Exit(0 if ok else 1)
 
 
-def _summary(found: dict[str, Stage], seconds: dict[str, float]) -> Table:
-    table = Table("stage", "", "found", "files")
+def _summary(findings: dict[str, Finding], seconds: dict[str, float]) -> Table:
+    table = Table("stage", "verdict", "found", "files")
     table.add_column("seconds", justify="right")
-    for name, stage in found.items():
-        verdict = "[green]ok" if stage.ok else "[bold red]FAILED"
-        table.add_row(name, verdict, stage.summary, "\n".join(map(str, stage.files)), f"{seconds[name]:.0f}")
+    for name, found in findings.items():
+        verdict = "[green]good[/]" if found.ok else "[bold red]FAILED[/]"
+        table.add_row(name, verdict, found.summary, "\n".join(map(str, found.files)), f"{seconds[name]:.0f}")
+    table.add_row("", "", "", "total", f"{sum(seconds.values()):.0f}")
     return table
 
 
-def info(out: Path, console: Console) -> Stage:
-    """Which versions are here, and which backend runs."""
-    preset = NTH_FARTHEST["small"]
-    spec = CellSpec.sonnet(preset.task.input_size, preset.model.slots, preset.model.head_size, preset.model.heads)
-    explanation = explain(spec, torch.zeros(1))
-    data = {
-        "rmc_kernels": __version__, "torch": torch.__version__, "python": platform.python_version(),
-        "machine": platform.machine(), "cores": os.cpu_count(), "backend": explanation.backend,
-        "not_used": dict(explanation.reasons),
-    }  # fmt: skip
-    for name in ("rmc_kernels", "torch", "python", "machine", "cores"):
-        console.print(f"{name}: {data[name]}")
-    console.print(f"backends for a float32 cell on the CPU:\n{explanation}")
-    return Stage(True, f"backend {explanation.backend}, torch {torch.__version__}", data)
+def _info(out: Path, console: Console) -> Finding:
+    """Versions, the machine, and which backend serves what."""
+    info.info()
+    facts = info.facts()
+    serving = sorted({row["runs"] for row in facts["backends"]})
+    return Finding(True, f"torch {facts['versions']['torch']}; backends in use: {', '.join(serving)}", facts)
 
 
-def verify(out: Path, console: Console) -> Stage:
-    """Every backend that runs here against float64."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %"),
-        TimeElapsedColumn(),
-    )
+def _verify(out: Path, console: Console) -> Finding:
+    """A few cases of every variant, on every backend that runs here, against float64."""
+    columns = (TextColumn("against float64"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("every backend against float64", total=1.0)
-        report = run_verify(quick=True, progress=lambda _, share: progress.update(bar, completed=share))
-    cases = sum(line.cases for line in report.lines())
-    backends = sorted({line.backend for line in report.lines()})
-    summary = f"{cases} cases on {', '.join(backends)}: {len(report.misses)} missed"
-    console.print(summary)
-    return Stage(report.ok, summary, report.as_dict())
+        bar = progress.add_task("", total=1.0)
+        report = run_verification(quick=True, progress=lambda _, share: progress.update(bar, completed=share))
+    show_report(report, console)
+    right = sum(result.status == "right" for result in report.results)
+    return Finding(report.ok, f"{right} cases right, {len(report.misses)} missed", report.as_dict())
 
 
-def bench(out: Path, console: Console) -> Stage:
-    """A few sizes against eager PyTorch."""
+def _bench(out: Path, console: Console) -> Finding:
+    """A few sizes beside eager PyTorch."""
     result = run_suite("demo", console=console)
     console.print(result.table())
     for note in result.notes():
         console.print(note, markup=False, highlight=False, style="dim")
-    return Stage(result.ok, f"{len(result.cases)} cases timed", json.loads(result.to_json()), ())
+    as_json, *plots = result.write(out / "bench-demo.json")
+    verdict = "" if result.ok else ", parity FAILED"
+    return Finding(result.ok, f"{len(result.cases)} cases{verdict}", json.loads(as_json.read_text()), tuple(plots))
 
 
-def training(out: Path, console: Console) -> Stage:
+def _training(out: Path, console: Console) -> Finding:
     """The RMC and an LSTM of as many parameters learn Nth farthest, from three seeds each."""
-    found = comparison.compare(NTH_FARTHEST["small"], SEEDS, console)
-    console.print(comparison.table(found))
-    worst = {core: min(run.final.accuracy for run in found.runs(core)) for core in ("rmc", "lstm")}
-    summary = f"RMC at least {worst['rmc']:.1%}"
-    return Stage(
-        found.learnt, summary, {"runs": [asdict(history) for history in found.histories]},
-        (plot_accuracy(found.histories, out / "accuracy.png"),),
-    )  # fmt: skip
+    found = compare(NTH_FARTHEST["small"], SEEDS, console)
+    show_comparison(found, console)
+    accuracy = {core: [run.final.accuracy for run in found.runs(core)] for core in ("rmc", "lstm")}
+    summary = f"accuracy: RMC {mean(accuracy['rmc']):.1%} (worst seed {min(accuracy['rmc']):.1%}), " + ", ".join(
+        [f"LSTM {mean(accuracy['lstm']):.1%}", *(f"{name} {level:.1%}" for name, level in found.levels.items())]
+    )
+    data = {"levels": found.levels, "left_behind": found.left_behind, "runs": [asdict(run) for run in found.histories]}
+    return Finding(found.learnt, summary, data, (plot_accuracy(found.histories, out / "accuracy.png"),))

@@ -100,6 +100,16 @@ def with_attention(
     return memories, _final(memories, call), attention
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which x is computed with: the autocast dtype under autocast, its own otherwise."""
+    return torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
+
+
+def _autocasts(x: Tensor) -> bool:
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def prepare(
     x: Tensor, memory: Tensor, params: Mapping[str, Tensor], spec: CellSpec, options: Options
 ) -> tuple[Call, AbstractContextManager[object]]:
@@ -107,12 +117,11 @@ def prepare(
     values = _parameter_list(params, spec)
     _check_input(x, spec)
     context: AbstractContextManager[object] = nullcontext()
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    if _autocasts(x):
+        dtype = compute_dtype(x)
         x = x.to(dtype)
         values = tuple(value.to(dtype) for value in values)
-        context = torch.autocast(kind, enabled=False)
+        context = torch.autocast(x.device.type, enabled=False)
     for name, value in zip(spec.parameter_names, values, strict=True):
         if value.dtype != x.dtype or value.device != x.device:
             raise TypeError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rmc_kernels import backends, errors, initial
-from rmc_kernels.functional import HALF_TYPES, RECOMPUTE, Options, relational_memory, with_attention
+from rmc_kernels.functional import HALF_TYPES, RECOMPUTE, Options, compute_dtype, relational_memory, with_attention
 from rmc_kernels.read_heads import ReadHead
 from rmc_kernels.spec import CellSpec, GateStyle
 
@@ -103,6 +105,16 @@ class _MemoryModule(nn.Module):
         """Features of one step's output."""
         return self.read_head.output_size
 
+    @contextmanager
+    def frozen_weights(self) -> Iterator[None]:
+        """Let a backend keep its packed copy of the weights for all calls inside the block (inference, acting).
+
+        A change to a parameter inside the block raises RuntimeError at the next call where torch's version counter
+        sees it; a fused optimizer or a write through `.data` is not seen: leave the block before training on.
+        """
+        with backends.frozen_weights(list(self._parameters_by_name().values())):
+            yield
+
     def extra_repr(self) -> str:
         """The cell's sizes and the options that differ from the defaults."""
         spec = self.spec
@@ -143,7 +155,7 @@ class _MemoryModule(nn.Module):
         if self.training and spec.dropout:
             shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)
             keep = 1 - spec.dropout
-            mask = x.new_empty(shape, dtype=_compute_dtype(x)).bernoulli_(keep) / keep
+            mask = x.new_empty(shape, dtype=compute_dtype(x)).bernoulli_(keep) / keep
         reset_memory = start if resets is not None else None
         options = Options(lengths, resets, reset_memory, mask)
         first = start if memory is None else memory
@@ -156,7 +168,7 @@ class _MemoryModule(nn.Module):
                 x, first, self._parameters_by_name(), spec, **options._asdict(),
                 backend=self.backend, recompute=self.recompute,
             )  # fmt: skip
-        output = self.read_head(memories).to(_compute_dtype(x))
+        output = self.read_head(memories).to(compute_dtype(x))
         if lengths is not None:
             past = torch.arange(steps, device=x.device) >= lengths.to(x.device, non_blocking=True)[:, None]
             output = output.masked_fill(past[..., None], 0)
@@ -409,12 +421,6 @@ class RelationalMemoryCell(_MemoryModule):
         rows = x if extra else x[None]
         output, final, _ = self._unroll(rows[:, None], memory, None, None, attention=False)
         return output[:, 0] if extra else output[0, 0], final
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which x is computed with: the autocast dtype under autocast, its own otherwise."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _wrong_resets(resets: object, takes: str) -> NoReturn:

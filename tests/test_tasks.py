@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from rmc_kernels.tasks.command import app
+from rmc_kernels.tasks.command import train
 from rmc_kernels.tasks.comparison import MARGIN, Comparison
 from rmc_kernels.tasks.history import History, Point
 from rmc_kernels.tasks.jobs import Job, News, train_all
@@ -272,7 +272,7 @@ def test_curves_are_drawn_into_a_png(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["rmc", "lstm"])
 def test_the_command_trains_and_leaves_its_files(model: str, tmp_path: Path) -> None:
     sizes = "--objects 3 --dims 2 --slots 2 --heads 2 --head-size 4 --steps 2 --batch-size 8 --lr 0.01 --seed 7"
-    result = CliRunner().invoke(app, ["nth-farthest", "--model", model, *sizes.split(), "--out", str(tmp_path)])
+    result = CliRunner().invoke(train, ["nth-farthest", "--model", model, *sizes.split(), "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     stem = f"nth-farthest-{model}-seed7"
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{stem}.{kind}" for kind in ("csv", "json", "png")]
@@ -283,6 +283,6 @@ def test_the_command_trains_and_leaves_its_files(model: str, tmp_path: Path) -> 
 
 
 def test_the_command_says_what_is_wrong_with_an_option(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["nth-farthest", "--objects", "1", "--out", str(tmp_path)])
+    result = CliRunner().invoke(train, ["nth-farthest", "--objects", "1", "--out", str(tmp_path)])
     assert result.exit_code == 2
     assert "objects takes an int of at least 2" in " ".join(result.output.split())

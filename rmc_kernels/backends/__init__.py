@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rmc_kernels import errors
-from rmc_kernels.backends.cpu import CpuBackend
+from rmc_kernels.backends.cpu import CpuBackend, frozen_weights
 from rmc_kernels.backends.protocol import Backend, Call
 from rmc_kernels.backends.reference import ReferenceBackend
 from rmc_kernels.spec import CellSpec
 
-__all__ = ["BACKENDS", "CHOICES", "Backend", "Call", "Explanation", "choose", "explain", "is_plain"]
+__all__ = ["BACKENDS", "CHOICES", "Backend", "Call", "Explanation", "choose", "explain", "frozen_weights", "is_plain"]
 
 REFERENCE = ReferenceBackend()
 #: Fused backends in order of preference, then the reference, which serves everything.

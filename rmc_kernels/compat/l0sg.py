@@ -24,8 +24,7 @@ def load_variables(layer: Layer, variables: Mapping[str, Array | Tensor]) -> Non
     """
     spec = mapping.check_layer(layer, "l0sg")
     aliases = {f"attention_mlp.{i}.{leaf}" for i in range(1, spec.attention_mlp_layers) for leaf in ("weight", "bias")}
-    own = {name: value for name, value in variables.items() if name not in aliases}
-    mapping.load(layer, _entries(spec), own)
+    mapping.load(layer, _entries(spec), variables, ignored=aliases)
 
 
 def export_variables(layer: Layer, gradients: bool = False) -> dict[str, Array]:

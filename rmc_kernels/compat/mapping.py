@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -52,13 +52,19 @@ def check_layer(layer: Layer, variant: Variant) -> CellSpec:
     return layer.spec
 
 
-def load(layer: nn.Module, entries: list[Entry], variables: Mapping[str, Array | Tensor]) -> None:
+def load(
+    layer: nn.Module,
+    entries: list[Entry],
+    variables: Mapping[str, Array | Tensor],
+    ignored: Set[str] = frozenset(),
+) -> None:
     """Copy every variable into its parameter; names and shapes are checked before anything is written."""
     if not isinstance(variables, Mapping):
         raise TypeError(f"variables takes a mapping from names to arrays, got {errors.describe(variables)}")
     names = {entry.theirs for entry in entries}
-    if variables.keys() != names:
-        missing, unknown = sorted(names - variables.keys()), sorted(map(str, variables.keys() - names))
+    given = variables.keys() - ignored
+    if given != names:
+        missing, unknown = sorted(names - given), sorted(map(str, given - names))
         raise ValueError(f"variables takes exactly this layer's names; missing: {missing}, unknown: {unknown}")
     parameters = dict(layer.named_parameters())
     copies: list[tuple[Tensor, Tensor]] = []

@@ -17,7 +17,7 @@ from rmc_kernels.tasks.presets import NTH_FARTHEST
 from rmc_kernels.tasks.progress import TrainingProgress
 from rmc_kernels.tasks.training import Trainer, TrainingConfig
 
-app = typer.Typer(help="Train an RMC, or an LSTM of as many parameters, on a relational task.", no_args_is_help=True)
+train = typer.Typer(no_args_is_help=True)
 Options = TypeVar("Options", NthFarthest, ModelConfig, TrainingConfig)
 
 
@@ -35,12 +35,12 @@ class Config(str, Enum):
     PAPER = "paper"
 
 
-@app.callback()
-def train() -> None:
+@train.callback()
+def _train() -> None:
     """Train an RMC, or an LSTM of as many parameters, on a relational task."""
 
 
-@app.command("nth-farthest")
+@train.command("nth-farthest")
 def nth_farthest(
     config: Annotated[Config, typer.Option(help="Preset for everything below.")] = Config.SMALL,
     model: Annotated[Core, typer.Option(help="An LSTM gets as many parameters as the RMC.")] = Core.RMC,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from rich.console import Console
 from rich.table import Table
@@ -30,11 +29,15 @@ class Comparison:
         """The runs of one model, in the order of their seeds."""
         return [history for history in self.histories if history.model["core"] == core]
 
-    @cached_property
+    @property
+    def levels(self) -> dict[str, float]:
+        """The task's levels."""
+        return dict(self.histories[0].levels)
+
+    @property
     def left_behind(self) -> dict[str, bool]:
         """For each level, whether every single RMC run ended `MARGIN` standard errors above it."""
-        levels = self.histories[0].levels
-        return {name: min(run.margin(at) for run in self.runs("rmc")) >= MARGIN for name, at in levels.items()}
+        return {name: min(run.margin(at) for run in self.runs("rmc")) >= MARGIN for name, at in self.levels.items()}
 
     @property
     def learnt(self) -> bool:
@@ -63,19 +66,23 @@ def compare(preset: Preset, seeds: Sequence[int], console: Console) -> Compariso
         return Comparison(tuple(train_all(jobs, processes, watch)))
 
 
-def table(comparison: Comparison) -> Table:
-    """Every run's accuracy, margins and cost."""
-    levels = comparison.histories[0].levels
-    grid = Table("model", "seed", title=comparison.histories[0].task)
-    for title in ("parameters", "updates", "seconds", "accuracy", *(f"above {name}" for name in levels)):
-        grid.add_column(title, justify="right")
-    for history in comparison.histories:
-        final, training = history.final, history.training
-        margins = [f"{history.margin(level):+.0f} s.e." for level in levels.values()]
-        grid.add_row(
-            history.model["core"].upper(), str(training["seed"]), f"{history.parameters:,}", f"{final.update:,}",
-            f"{final.seconds:.0f}", f"{final.accuracy:.1%}", *margins,
+def show_comparison(comparison: Comparison, console: Console) -> None:
+    """Print every run's accuracy and cost, the levels, and the verdict."""
+    first = comparison.histories[0]
+    table = Table("model", "seed", title=f"{first.task}: {first.training['evaluation_examples']:,} held-out examples")
+    margins = [f"above {name}" for name in comparison.levels]
+    for title in ("parameters", "updates", "examples", "seconds", "accuracy", *margins):
+        table.add_column(title, justify="right")
+    for run in comparison.histories:
+        final = run.final
+        table.add_row(
+            run.model["core"].upper(), str(run.training["seed"]), f"{run.parameters:,}", f"{final.update:,}",
+            f"{final.examples:,}", f"{final.seconds:.0f}", f"{final.accuracy:.1%}",
+            *(f"{run.margin(level):+.0f} s.e." for level in comparison.levels.values()),
         )  # fmt: skip
-    for name, level in levels.items():
-        grid.add_row(name, "", "", "", "", f"{level:.1%}", *[""] * len(levels), style="dim")
-    return grid
+    for name, level in comparison.levels.items():
+        table.add_row(name, "", "", "", "", "", f"{level:.1%}", *[""] * len(margins), style="dim")
+    console.print(table)
+    for name, behind in comparison.left_behind.items():
+        verdict = "[green]yes[/]" if behind else "[bold red]NO[/]"
+        console.print(f"every RMC seed at least {MARGIN:g} standard errors above {name}: {verdict}")

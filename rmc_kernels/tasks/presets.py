@@ -21,8 +21,8 @@ class Preset:
 NTH_FARTHEST = {
     "small": Preset(
         NthFarthest(objects=3, dims=1),
-        ModelConfig(slots=4, heads=2, head_size=16, readout_layers=2, readout_width=64),
-        TrainingConfig(updates=2000, batch_size=128, learning_rate=2e-3),
+        ModelConfig(slots=4, heads=4, head_size=16, readout_layers=2, readout_width=256),
+        TrainingConfig(updates=1500, batch_size=128, learning_rate=1e-3),
     ),
     "paper": Preset(
         NthFarthest(objects=8, dims=16),

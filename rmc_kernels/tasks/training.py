@@ -101,7 +101,7 @@ class Trainer:
         inputs, targets = self.task.sample(self.config.batch_size, self.generator)
         loss: Tensor = cross_entropy(self.model(inputs), targets)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         warmth = min(1.0, self.update / max(1, self.config.warmup_updates))
         self.optimizer.param_groups[0]["lr"] = self.config.learning_rate * warmth

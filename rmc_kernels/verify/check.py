@@ -13,8 +13,8 @@ from torch import Tensor
 from rmc_kernels import backends
 from rmc_kernels.verify import relu
 from rmc_kernels.verify.baseline import Baseline, baselines, one_thread
+from rmc_kernels.verify.bounds import Comparison, Errors
 from rmc_kernels.verify.cases import Case
-from rmc_kernels.verify.criterion import Comparison, Errors
 from rmc_kernels.verify.draws import by_backend, evaluate
 
 Status = Literal["right", "miss", "not served"]
@@ -120,30 +120,38 @@ def _explain(
 ) -> tuple[dict[str, Comparison], tuple[str, ...]] | None:
     """The comparisons with ReLU inputs flipped in float64, and the flips; None where flips are not the reason.
 
-    The draws that are past the bound by themselves are taken worst first. Each has to come within it by its flips, until
-    the pooled criterion holds. An output past the bound is never explained: it is continuous in a ReLU's input.
+    The draws are taken worst first, and each has to come within the bound by its flips, until the pooled
+    criterion holds.
+    An output past the bound is never explained: it is continuous in a ReLU's input.
     """
     if any(not found.ok for name, found in _compare(_pool(errors), eager).items() if not name.startswith("gradient")):
         return None
     errors, lines = list(errors), []
 
-    def badness(number: int) -> float:
-        return max(found.severity for found in _compare(errors[number], eager).values())
+    def severity(number: int) -> float:
+        return max(compared.severity for compared in _compare(errors[number], eager).values())
 
-    for number in sorted(range(len(errors)), key=badness, reverse=True):
-        base, results = bases[number], found[number]
-
-        def under(flips: tuple[relu.Flip, ...]) -> dict[str, Comparison]:
-            return _compare(base.errors(results, flips), eager)
-
-        flips = relu.search(
-            base.candidates, lambda flips: sum(c.severity for c in under(flips).values()), lambda flips: _right(under(flips))
-        )
+    for number in sorted(range(len(errors)), key=severity, reverse=True):
+        base = bases[number]
+        flips = _flips(found[number], base, eager)
         if not flips:
             return None
-        errors[number] = base.errors(results, flips)
+        errors[number] = base.errors(found[number], flips)
         lines += [f"draw {number}: {flip.describe(base.drawn.case.spec)}" for flip in flips]
         comparisons = _compare(_pool(errors), eager)
         if _right(comparisons):
             return comparisons, tuple(lines)
     return None
+
+
+def _flips(results: Mapping[str, Tensor], base: Baseline, eager: Mapping[str, Errors]) -> tuple[relu.Flip, ...] | None:
+    """The ReLU inputs of one draw that, on the other side of 0, bring it within the bound; None if there are none."""
+
+    def under(flips: tuple[relu.Flip, ...]) -> dict[str, Comparison]:
+        return _compare(base.errors(results, flips), eager)
+
+    return relu.search(
+        base.candidates,
+        badness=lambda flips: sum(compared.severity for compared in under(flips).values()),
+        done=lambda flips: _right(under(flips)),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
@@ -14,9 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rmc_kernels.info import facts
+from rmc_kernels.verify.bounds import LARGEST_FACTOR, RMS_FACTOR, Comparison
 from rmc_kernels.verify.cases import Case
 from rmc_kernels.verify.check import CaseResult
-from rmc_kernels.verify.criterion import LARGEST_FACTOR, RMS_FACTOR, Comparison
 from rmc_kernels.verify.report import Report, reproducer
 from rmc_kernels.verify.runner import Progress as OnResult
 from rmc_kernels.verify.runner import run
@@ -87,5 +87,41 @@ def show(report: Report, console: Console) -> None:
     if len(report.misses) > SHOWN_MISSES:
         console.print(f"... and {len(report.misses) - SHOWN_MISSES} more misses")
     ran = sum(result.status != "not served" for result in report.results)
-    verdict = "[green]right[/]" if report.ok else ("[red]MISSED[/]" if report.misses else "[red]nothing was verified[/]")
+    verdict = (
+        "[green]right[/]" if report.ok else ("[red]MISSED[/]" if report.misses else "[red]nothing was verified[/]")
+    )
     console.print(f"{verdict}: {ran} cases, {len(report.misses)} misses, {report.seconds:.0f} s")
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[OnResult]:
+    columns = (TextColumn("verify"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("drawing cases", total=1.0)
+
+        def on_result(result: CaseResult, share: float) -> None:
+            case = result.case
+            bar.update(task, completed=share, description=f"{result.backend} {case.spec.variant} {case.dtype}")
+            if result.status == "miss":
+                bar.console.print(f"miss: {reproducer(result)}", style="red", markup=False, soft_wrap=True)
+
+        yield on_result
+
+
+def _worst(found: tuple[str, Comparison] | None, ratio: Callable[[Comparison], float]) -> str:
+    return "" if found is None else f"{ratio(found[1]):.2f} {found[0].removeprefix('gradient of ')}"
+
+
+def _show_flips(result: CaseResult, console: Console) -> None:
+    console.print(
+        f"right with ReLU inputs on the other side of 0: {result.backend}, {result.case.as_json()}", markup=False
+    )
+    for flip in result.flips:
+        console.print(f"  {flip}", markup=False)
+
+
+def _show_miss(result: CaseResult, console: Console) -> None:
+    console.print(f"\nmissed on {result.draws} draws: {result.reason}", style="red", markup=False)
+    for name, found in list(result.misses.items())[:SHOWN_TENSORS]:
+        console.print(f"  {name}: {found}", markup=False)
+    console.print(f"  {reproducer(result)}", markup=False, soft_wrap=True)

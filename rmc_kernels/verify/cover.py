@@ -21,8 +21,8 @@ AXES: Mapping[str, tuple[Any, ...]] = {
     "mlp_layers": (1, 2, 3),
     "key_size": (None, 2, 9),
     "input_rows": (None, 3),
-    "cell": ((4, 8, 2, 10), (1, 3, 1, 5), (5, 3, 3, 9), (2, 17, 1, 1), (8, 16, 2, 32)),
-    "sequence": ((3, 4), (1, 5), (6, 1)),  # batch size, steps
+    "cell": ((4, 8, 2, 10), (1, 3, 3, 5), (5, 9, 1, 9), (2, 17, 1, 1), (8, 16, 2, 32)),
+    "sequence": ((4, 3), (1, 3), (9, 1)),  # batch size, steps
     "lengths": (False, True),
     "resets": (False, True),
     "dropout_mask": (False, True),
@@ -39,7 +39,7 @@ Pair = frozenset[tuple[str, Any]]
 EDGES: tuple[Case, ...] = (
     Case(CellSpec.sonnet(5, 3, 4, 2, forget_bias=math.inf, input_bias=-math.inf)),  # the memory never changes
     Case(CellSpec.sonnet(5, 1, 1), batch_size=1, steps=1),  # one of everything
-    Case(CellSpec.l0sg(1, 3, 4), batch_size=1, steps=1, lengths=True, resets=True),
+    Case(CellSpec.l0sg(1, 3, 4), batch_size=1, steps=1),
     Case(CellSpec.sonnet(6, 4, 8, 2), batch_size=2, steps=16, resets=True),  # long
     Case(CellSpec.sonnet(16, 4, 32, 4), batch_size=2, steps=2, recompute="none"),  # wide
 )
@@ -83,7 +83,8 @@ def _case(choice: Choice) -> Case:
         head_size,
         heads,
         choice["num_blocks"],
-        *choice["biases"],
+        forget_bias=choice["biases"][0],
+        input_bias=choice["biases"][1],
         gate_style=choice["gate_style"],
         attention_mlp_layers=choice["mlp_layers"],
         key_size=choice["key_size"],

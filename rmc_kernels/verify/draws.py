@@ -139,8 +139,11 @@ def by_eager(spec: CellSpec) -> Runner:
 
 
 def by_backend(name: str, case: Case) -> Runner:
-    """Through the public function. The reference, which that runs as plain PyTorch, goes through the autograd
-    function and operators that fused backends use, so that this machinery is verified."""
+    """Through the public function.
+
+    The reference, which that runs as plain PyTorch, goes through the autograd function that fused backends use, so that
+    this machinery is verified.
+    """
     spec = case.spec
 
     def reference(call: Call) -> tuple[Tensor, Tensor]:

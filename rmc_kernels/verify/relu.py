@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rmc_kernels.spec import CellSpec
-from rmc_kernels.verify.criterion import LARGEST_FACTOR
+from rmc_kernels.verify.bounds import LARGEST_FACTOR
 
 #: Inputs that are tried in one draw, the nearest to 0 first, and how many of them may explain it together.
 MAX_CANDIDATES = 32
@@ -54,7 +54,7 @@ def layers(spec: CellSpec) -> int:
 def candidates(exact: list[Tensor], eager: list[Tensor]) -> list[Flip]:
     """The ReLU inputs within rounding of 0, nearest first, from those that the exact and the eager run recorded.
 
-    Rounding is what the criterion grants: `LARGEST_FACTOR` times the largest error of the eager run in that ReLU's input.
+    Rounding is what the criterion grants: `LARGEST_FACTOR` times the largest error of the eager run in that input.
     """
     found = []
     for call, (value, other) in enumerate(zip(exact, eager, strict=True)):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rmc_kernels.verify.bounds import Comparison
 from rmc_kernels.verify.check import CaseResult
-from rmc_kernels.verify.criterion import Comparison
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,14 @@ def run(
 ) -> Report:
     """Verify backends against float64: outputs and every gradient, each within the criterion.
 
-    A fused backend runs the covering set of cases in each dtype. The reference, which is the definition and has only the
-    operators around it to prove, runs the quick set.
+    A fused backend runs the covering set of cases in each dtype. The reference, which is the definition and has only
+    the machinery around it to prove, runs the quick set.
 
     Args:
-        backends, variants, dtypes, devices: what to take; empty takes all. A backend that this version or machine lacks
-            is reported as not served.
+        backends: names; empty takes all. One that this version or machine lacks is reported as not served.
+        variants: names; empty takes all.
+        dtypes: of "float32", "bfloat16", "float16"; empty takes all.
+        devices: "cpu" or "cuda"; empty takes all there are.
         quick: the quick set for every backend.
         cases: these instead of the built-in ones; `variants` and `dtypes` do not apply to them.
         time_budget: seconds, counted from the start, until which random cases follow.
@@ -97,8 +99,8 @@ def run(
     for number, job in enumerate(jobs, start=1):
         verify(job, number / len(jobs) if not time_budget else elapsed() / time_budget)
     endless = _random_jobs(random.Random(seed), names, kinds, types, places)
-    while elapsed() < time_budget and (job := next(endless, None)) is not None:
-        verify(job, elapsed() / time_budget)
+    while elapsed() < time_budget and (extra := next(endless, None)) is not None:
+        verify(extra, elapsed() / time_budget)
     return Report(results, elapsed())
 
 

@@ -52,8 +52,14 @@ class Errors:
     @classmethod
     def pool(cls, parts: Iterable[Errors]) -> Errors:
         """The errors of all `parts` together; at least one."""
-        elements, sums, largest, scales, eps = zip(*((p.elements, p.sum_squares, p.largest, p.scale, p.eps) for p in parts))
-        return cls(sum(elements), sum(sums), max(largest), max(scales), max(eps))
+        parts = list(parts)
+        return cls(
+            sum(part.elements for part in parts),
+            sum(part.sum_squares for part in parts),
+            max(part.largest for part in parts),
+            max(part.scale for part in parts),
+            max(part.eps for part in parts),
+        )
 
     @property
     def rms(self) -> float:
@@ -75,8 +81,10 @@ class Comparison:
 
     @property
     def rms_ratio(self) -> float:
-        """RMS error over the eager one; at most `RMS_FACTOR` is right. Where the eager error is 0, over the allowance
-        of a few ulps, scaled so that the same number is the limit."""
+        """RMS error over the eager one; at most `RMS_FACTOR` is right.
+
+        Where the eager error is 0, over the allowance of a few ulps, scaled so that the same number is the limit.
+        """
         return _ratio(self.errors.rms, self.eager.rms, self._allowance / RMS_FACTOR)
 
     @property
