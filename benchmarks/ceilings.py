@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+import torch
 
 try:
     from rmc_kernels import _C
@@ -21,12 +24,14 @@ class Ceilings:
 
     Attributes:
         fma: float32 multiply-add peak of one thread, the mean of those that run at once, GFLOP/s.
+        gemm: what torch reaches in a large float32 product, GFLOP/s a thread; never above a true FMA peak.
         amx: bf16 tile peak of one thread, GFLOP/s; 0 without AMX.
         bandwidth: of one thread reading a buffer as large as the weights, GB/s.
         stretch: wall time over CPU time of the FMA loop, which does nothing but compute: 1 on an idle machine.
     """
 
     fma: float
+    gemm: float
     amx: float
     bandwidth: float
     stretch: float
@@ -38,11 +43,12 @@ def available() -> bool:
 
 
 def read(threads: int, weight_bytes: int) -> Ceilings:
-    """Measure the ceilings with `threads` threads at once."""
+    """Measure the ceilings with `threads` threads at once, to which torch is set."""
     with ThreadPoolExecutor(threads) as pool:
         spins = list(pool.map(lambda _: _spin(), range(threads)))
     return Ceilings(
         fma=sum(rate for rate, _ in spins) / threads,
+        gemm=_gemm() / threads,
         amx=_C.peak_amx(AMX_SECONDS),
         bandwidth=_C.bandwidth(max(4096, weight_bytes), BANDWIDTH_SECONDS),
         stretch=max(stretch for _, stretch in spins),
@@ -53,6 +59,16 @@ def _spin() -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.thread_time()
     rate = _C.peak_fma(FMA_SECONDS)
     return rate, (time.perf_counter() - wall) / (time.thread_time() - cpu)
+
+
+def _gemm() -> float:
+    a, b = torch.ones(256, 256), torch.ones(256, 768)
+    best = math.inf
+    for _ in range(4):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * a.numel() * b.shape[1] / best / 1e9
 
 
 def features() -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""Whether something else was using the machine: reasons to distrust a figure, said beside it."""
+"""Reasons to distrust a figure, said beside it: something else used the machine, or a ceiling is none."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ STRETCH = 1.1
 SPREAD = 0.15
 #: Load average, beyond our own, from which other processes count as running.
 LOAD = 0.5
+#: How far a GEMM may seem to be above the FMA peak, by noise.
+ABOVE_PEAK = 1.05
 
 
 def reasons(samples: Sequence[Sample], load: float | None) -> list[str]:
-    """What speaks against a quiet machine while `samples` were taken; empty if nothing does.
+    """What speaks against `samples`; empty if nothing does.
 
     Args:
         samples: of one case.
@@ -32,6 +34,9 @@ def reasons(samples: Sequence[Sample], load: float | None) -> list[str]:
         spread = relative_spread([c.fma for c in ceilings])
         if spread > SPREAD:
             found.append(f"cores changed speed: FMA peak spread {100 * spread:.0f} %")
+        fma, gemm = (statistics.median(getattr(c, name) for c in ceilings) for name in ("fma", "gemm"))
+        if gemm > ABOVE_PEAK * fma:
+            found.append(f"the FMA peak is none: {fma:.0f} GFLOP/s, and a GEMM ran at {gemm:.0f}")
     if load is not None and load > LOAD:
         found.append(f"other processes were running: load average {load:.1f} at the start")
     return found

@@ -11,11 +11,8 @@ from matplotlib.figure import Figure as Canvas
 from rmc_kernels.benchmarks.cases import MODES, Mode
 from rmc_kernels.benchmarks.record import CaseResult, Figure, Spread
 
-#: Told apart by colour-blind readers, and by hatching in print.
-STYLES = (
-    ("#0072B2", ""), ("#E69F00", "//"), ("#009E73", ".."), ("#CC79A7", "xx"), ("#56B4E9", "\\\\"), ("#D55E00", "++"),
-    ("#F0E442", "--"), ("#999999", "oo"), ("#000000", ""),
-)  # fmt: skip
+#: One a contestant; more threads than one are hatched.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999", "#000000")
 Value = Callable[[CaseResult, Figure], Spread | None]
 
 
@@ -41,12 +38,13 @@ def bars(cases: Sequence[CaseResult], label: str, value: Value, *, log: bool) ->
     panels = {mode: chosen for mode, chosen in panels.items() if any(_values(chosen, value))}
     if not panels:
         return None
-    labels = list(dict.fromkeys(figure.label for case in cases for figure, _ in _values([case], value)))
+    names = dict.fromkeys(figure.contestant for case in cases for figure in case.figures)
+    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
     rows = max(len(_values(chosen, value)) + len(chosen) for chosen in panels.values())
     canvas = Canvas(figsize=(6.5 * len(panels), 1.6 + 0.24 * rows))
     axes = canvas.subplots(1, len(panels), squeeze=False)[0]
     for ax, (mode, chosen) in zip(axes, panels.items(), strict=True):
-        _panel(ax, mode, chosen, labels, value, log)
+        _panel(ax, mode, chosen, colours, value, log)
         ax.set_xlabel(label)
     handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     above = (0.5, 1.0)
@@ -55,19 +53,19 @@ def bars(cases: Sequence[CaseResult], label: str, value: Value, *, log: bool) ->
     return canvas
 
 
-def _panel(ax: Axes, mode: Mode, cases: Sequence[CaseResult], labels: list[str], value: Value, log: bool) -> None:
+def _panel(ax: Axes, mode: Mode, cases: Sequence[CaseResult], colours: dict[str, str], value: Value, log: bool) -> None:
     position, ticks = 0.0, []
     for case in cases:
         found = _values([case], value)
         ticks.append(position + (len(found) - 1) / 2)
         for figure, spread in found:
-            colour, hatch = STYLES[labels.index(figure.label) % len(STYLES)]
             whiskers = [[spread.median - spread.low], [spread.high - spread.median]]
+            start = 1 if log else 0
             ax.barh(
-                position, spread.median, height=0.85, color=colour, hatch=hatch, edgecolor="white", xerr=whiskers,
-                ecolor="0.3", label=figure.label,
+                position, spread.median - start, left=start, height=0.85, color=colours[figure.contestant],
+                hatch="//" if figure.threads > 1 else "", edgecolor="white", xerr=whiskers, ecolor="0.3", label=figure.label,
             )  # fmt: skip
-            ax.annotate(f"{spread.median:.3g}", (spread.high, position), (4, 0), textcoords="offset points",
+            ax.annotate(f"{spread.median:.3g}", (max(spread.high, start), position), (4, 0), textcoords="offset points",
                         va="center", fontsize=8)  # fmt: skip
             position += 1
         position += 0.8
@@ -84,7 +82,7 @@ def _panel(ax: Axes, mode: Mode, cases: Sequence[CaseResult], labels: list[str],
 
 def _tick(case: CaseResult) -> str:
     threads = "" if case.case.threads == 1 else f"\n{case.case.threads} threads"
-    return case.case.size.replace(" N=", "\nN=") + threads + ("\n(contended)" if case.contention else "")
+    return case.case.size.replace(" N=", "\nN=") + threads + ("\n(in doubt)" if case.contention else "")
 
 
 def _values(cases: Sequence[CaseResult], value: Value) -> list[tuple[Figure, Spread]]:

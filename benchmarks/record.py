@@ -43,7 +43,7 @@ class Figure:
         is_rmc: whether it computes the cell; another model has other weights and no parity.
         severity: share of the parity criterion that was used; None for another model or where it could not run.
         seconds, wall: of one call, sample by sample, by the contestant's clock and on the wall.
-        fma, amx, bandwidth: the ceilings read before each sample (GFLOP/s a thread, GFLOP/s, GB/s), or empty.
+        fma, gemm, amx, bandwidth: the ceilings read before each sample (GFLOP/s, GB/s), or empty.
     """
 
     contestant: str
@@ -57,13 +57,14 @@ class Figure:
     seconds: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
     fma: list[float] = field(default_factory=list)
+    gemm: list[float] = field(default_factory=list)
     amx: list[float] = field(default_factory=list)
     bandwidth: list[float] = field(default_factory=list)
 
     @property
     def label(self) -> str:
         """The name, with the threads where there are several."""
-        return self.contestant if self.threads == 1 else f"{self.contestant} ({self.threads} threads)"
+        return self.contestant if self.threads == 1 else f"{self.contestant} {self.threads}t"
 
     @property
     def shares_of_peak(self) -> list[float]:
@@ -98,7 +99,7 @@ def timed_figure(figure: Figure, samples: Sequence[Sample]) -> Figure:
     columns: dict[str, Any] = {
         "seconds": [sample.seconds for sample in samples],
         "wall": [sample.wall for sample in samples],
-        **{name: [getattr(c, name) for c in ceilings] for name in ("fma", "amx", "bandwidth")},
+        **{name: [getattr(c, name) for c in ceilings] for name in ("fma", "gemm", "amx", "bandwidth")},
     }
     return Figure(**asdict(figure) | columns)
 

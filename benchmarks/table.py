@@ -13,21 +13,20 @@ from rmc_kernels.benchmarks.record import CaseResult, Figure, Spread
 
 UNTIMED = {"parity failed": "[bold red]parity FAILED[/]", "error": "[bold red]ERROR[/]", "unavailable": "unavailable"}
 #: Columns the table needs to be readable.
-WIDTH = 118
+WIDTH = 126
 
 
 def render(cases: Sequence[CaseResult], title: str) -> Table:
     """One section a case, one row a contestant."""
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("case", "contestant"):
-        table.add_column(header, no_wrap=True)
-    for header in ("µs/step", "± %", "best", "tokens/s", "x eager", "% peak", "x bound"):
+    table.add_column("case", no_wrap=True)
+    table.add_column("contestant", no_wrap=True)
+    for header in ("µs/step", "± %", "best", "tokens/s", "x eager", "% peak", "x bound", "x 1t"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("notes", no_wrap=True)
     for result in cases:
         case = result.case
         lines = [f"[bold]{case.size}[/]", case.mode, f"{case.threads} thread{'s' if case.threads > 1 else ''}"]
-        lines += ["[yellow]contended[/]"] if result.contention else []
+        lines += ["[yellow]in doubt[/]"] if result.contention else []
         rows = [_row(result, figure) for figure in result.figures]
         for line, row in zip_longest(lines, rows, fillvalue=""):
             table.add_row(line, *row)
@@ -39,9 +38,7 @@ def _row(result: CaseResult, figure: Figure) -> tuple[str, ...]:
     if not figure.seconds:
         return (figure.label, UNTIMED[figure.status])
     low, median, high = (1e6 * seconds / result.case.steps for seconds in Spread.of(figure.seconds))
-    speed_up, scaling, note = result.speed_up(figure), result.scaling(figure), ""
-    if figure.clock == "wall time":
-        note = "wall time" + (f", {scaling.median:.2f} x 1 thread" if scaling else "")
+    speed_up, scaling = result.speed_up(figure), result.scaling(figure)
     share, bound = figure.share_of_peak, figure.times_bound(result.case)
     return (
         figure.label,
@@ -52,7 +49,7 @@ def _row(result: CaseResult, figure: Figure) -> tuple[str, ...]:
         f"{speed_up.median:.2f}" if speed_up else "",
         f"{100 * share:.0f}" if share is not None else "",
         f"{bound:.1f}" if bound is not None else "",
-        note,
+        f"{scaling.median:.2f}" if scaling else "",
     )
 
 
@@ -62,7 +59,8 @@ def notes(cases: Sequence[CaseResult], absent: Mapping[str, str], machine: Mappi
         f"torch {machine['torch']}, Python {machine['python']}, rmc_kernels {machine['rmc_kernels']}, "
         f"{machine['cores']} cores, float32 unless said otherwise.",
         "µs/step: median over interleaved rounds, ± half the distance of the quartiles; CPU time of the process on one "
-        "thread, wall time on more. x eager: times faster than the frozen eager loop on one thread, round by round.",
+        "thread, wall time on more (2t: on two). x eager: times faster than the frozen eager loop on one thread, round "
+        "by round; x 1t: than itself on one thread.",
         "% peak: counted FLOPs (backward 2 x forward, 3 x where the step is computed again) over the float32 FMA peak "
         "read beside each sample. x bound (B=1): over the larger of FLOPs/peak and weight bytes/bandwidth.",
     ]
@@ -72,7 +70,7 @@ def notes(cases: Sequence[CaseResult], absent: Mapping[str, str], machine: Mappi
     if any(not figure.is_rmc for _, figure in figures):
         lines.append("lstm, gru: nn.LSTM and nn.GRU of as many parameters; other models, so without parity.")
     lines += [f"Backend {name} took no part: {reason}." for name, reason in absent.items()]
-    lines += [f"CONTENDED {result.case.name}: {'; '.join(result.contention)}." for result in cases if result.contention]
+    lines += [f"IN DOUBT {result.case.name}: {'; '.join(result.contention)}." for result in cases if result.contention]
     untimed = [(name, figure) for name, figure in figures if figure.status != "timed"]
     lines += [f"{figure.status.upper()} {name}, {figure.label}: {figure.note}" for name, figure in untimed]
     return lines

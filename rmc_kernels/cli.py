@@ -27,7 +27,8 @@ COMMANDS = {
     "train": Command("rmc_kernels.tasks.command", "train", "Train on a relational task."),
     "demo": Command("rmc_kernels.demo", "demo", "Verify, measure and learn; leaves plots in demo/."),
 }
-MISSING = "rmc needs {name}, which is not installed: pip install 'rmc-kernels[cli]'"
+#: What the extra [cli] brings.
+EXTRA = ("typer", "rich", "matplotlib")
 
 
 def main() -> None:
@@ -35,9 +36,10 @@ def main() -> None:
     try:
         app = _assemble(sys.argv[1:])
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich", "matplotlib"):
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
             raise
-        sys.exit(MISSING.format(name=error.name))
+        sys.exit(f"rmc needs {package}, which is not installed: pip install 'rmc-kernels[cli]'")
     app(prog_name="rmc")
 
 

@@ -92,7 +92,10 @@ class _MemoryModule(nn.Module):
 
         "learned" gives the learned memory, with gradient; "normal" draws anew at every call.
         """
-        batch_size = errors.positive_int("batch_size", batch_size, minimum=0)
+        return self._initial_memory(errors.positive_int("batch_size", batch_size, minimum=0))
+
+    def _initial_memory(self, batch_size: int) -> Tensor:
+        """As `initial_memory`; under compile the batch size is symbolic."""
         owner, leaf = self._leaves[0]
         like: Tensor = getattr(owner, leaf)
         dtype = torch.float32 if like.dtype in HALF_TYPES else like.dtype
@@ -150,7 +153,7 @@ class _MemoryModule(nn.Module):
         """Output [B, T, ...], final memory, attention; x is [B, T, ...], its shape checked."""
         batch, steps = x.shape[:2]
         spec = self.spec
-        start = self.initial_memory(batch) if memory is None or resets is not None else None
+        start = self._initial_memory(batch) if memory is None or resets is not None else None
         mask = None
         if self.training and spec.dropout:
             shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)

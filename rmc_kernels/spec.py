@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
-from typing import Literal
+from functools import lru_cache
+from typing import ClassVar, Literal
 
 from rmc_kernels import errors
 
@@ -59,6 +60,9 @@ class CellSpec:
     key_size: int | None = None
     input_rows: int | None = None
     dropout: float = 0.0
+    # Per instance; ClassVar is what keeps an annotation from becoming a dataclass field.
+    _shapes: ClassVar[Mapping[str, tuple[int, ...]]]
+    _json: ClassVar[str]
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -85,6 +89,9 @@ class CellSpec:
                     raise ValueError(f"{name} of the {self.variant} variant takes {value}, got {getattr(self, name)}")
         if self.dropout and self.variant != "r2gen":
             raise ValueError(f"dropout is for the r2gen variant only; {self.variant} takes 0, got {self.dropout}")
+        # Made here and not when first asked for, since a compiled graph reads them but cannot make them.
+        put("_shapes", self._parameter_shapes())
+        put("_json", json.dumps(asdict(self)))
 
     # -- presets ------------------------------------------------------------------------------------------------
 
@@ -262,13 +269,16 @@ class CellSpec:
 
     # -- parameters ---------------------------------------------------------------------------------------------
 
-    @cached_property
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+    @property
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every parameter, in the order every backend uses. Linear weights are [out, in].
 
         The rows of `qkv` are head-major, and inside a head contiguous `[q (K) | k (K) | v (V)]`; the rows of the gates
         are the input gate first, then the forget gate (Sonnet's layout, transposed).
         """
+        return self._shapes
+
+    def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         width, features, gates = self.mem_size, self.qkv_size, 2 * self.gate_size
         norm_rows = (self.total_rows,) if self.joint_norm else ()
         shapes: dict[str, tuple[int, ...]] = {}
@@ -358,10 +368,10 @@ class CellSpec:
 
     # -- as text (how a spec travels through registered operators and checkpoints) ------------------------------
 
-    @cached_property
+    @property
     def as_json(self) -> str:
         """The spec as one line of JSON; `from_json` gives back an equal spec."""
-        return json.dumps(asdict(self))
+        return self._json
 
     @staticmethod
     @lru_cache(maxsize=1024)

@@ -11,8 +11,8 @@ from torch import Tensor
 from rmc_kernels import CellSpec
 from rmc_kernels.backends import Call
 from rmc_kernels.functional import HALF_TYPES
+from rmc_kernels.verify import Case as VerifyCase
 from rmc_kernels.verify import draws
-from rmc_kernels.verify.cases import Case as VerifyCase
 
 SONNET = CellSpec.sonnet(5, 3, 4, 2)
 
@@ -41,8 +41,6 @@ VARIANTS = ("sonnet", "textbook", "l0sg", "r2gen")
 #: Optional tensors of a sequence.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "plain": (),
-    "lengths": ("lengths",),
-    "resets": ("resets",),
     "lengths-resets": ("lengths", "resets"),
 }
 

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
+from typer import Exit
 from typer.testing import CliRunner
 
+from rmc_kernels import demo
 from rmc_kernels.tasks.command import train
 from rmc_kernels.tasks.comparison import MARGIN, Comparison
 from rmc_kernels.tasks.history import History, Point
@@ -21,7 +24,7 @@ from rmc_kernels.tasks.jobs import Job, News, train_all
 from rmc_kernels.tasks.models import CORES, Core, ModelConfig, build, parameter_count
 from rmc_kernels.tasks.nth_farthest import NthFarthest, farthest
 from rmc_kernels.tasks.plots import plot_accuracy
-from rmc_kernels.tasks.presets import NTH_FARTHEST
+from rmc_kernels.tasks.presets import NTH_FARTHEST, Preset
 from rmc_kernels.tasks.training import Trainer, TrainingConfig
 
 TINY = ModelConfig(slots=2, heads=2, head_size=8, readout_layers=1, readout_width=32, backend="reference")
@@ -123,10 +126,7 @@ def test_impossible_sizes_are_refused(objects: int, dims: int, named: str) -> No
 @pytest.mark.parametrize("preset", NTH_FARTHEST)
 def test_the_lstm_has_as_many_parameters_as_the_rmc_within_one_percent(preset: str) -> None:
     task, model = NTH_FARTHEST[preset].task, NTH_FARTHEST[preset].model
-    with torch.device("meta"):
-        rmc, lstm = (
-            build(replace(model, core=core), task.input_size, task.classes) for core in CORES
-        )  # fmt: skip
+    rmc, lstm = (build(replace(model, core=core), task.input_size, task.classes) for core in CORES)
     assert parameter_count(lstm) == pytest.approx(parameter_count(rmc), rel=0.01)
     assert [tuple(p.shape) for p in lstm.readout.parameters()][1:] == [
         tuple(p.shape) for p in rmc.readout.parameters()
@@ -271,8 +271,9 @@ def test_curves_are_drawn_into_a_png(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["rmc", "lstm"])
 def test_the_command_trains_and_leaves_its_files(model: str, tmp_path: Path) -> None:
-    sizes = "--objects 3 --dims 2 --slots 2 --heads 2 --head-size 4 --steps 2 --batch-size 8 --lr 0.01 --seed 7"
-    result = CliRunner().invoke(train, ["nth-farthest", "--model", model, *sizes.split(), "--out", str(tmp_path)])
+    sizes = "--objects 3 --dims 2 --slots 2 --heads 2 --head-size 4 --steps 2 --batch-size 8 --lr 0.01"
+    arguments = ["--model", model, *sizes.split(), "--seed", "7", "--backend", "reference", "--out", str(tmp_path)]
+    result = CliRunner().invoke(train, ["nth-farthest", *arguments])
     assert result.exit_code == 0, result.output
     stem = f"nth-farthest-{model}-seed7"
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{stem}.{kind}" for kind in ("csv", "json", "png")]
@@ -286,3 +287,42 @@ def test_the_command_says_what_is_wrong_with_an_option(tmp_path: Path) -> None:
     result = CliRunner().invoke(train, ["nth-farthest", "--objects", "1", "--out", str(tmp_path)])
     assert result.exit_code == 2
     assert "objects takes an int of at least 2" in " ".join(result.output.split())
+
+
+# -- the demo -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failing", [None, "verify", "bench", "training"])
+def test_the_demo_keeps_every_finding_and_fails_where_a_stage_fails(
+    failing: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("info", "verify", "bench", "training")
+    for name in names:
+        found = demo.Finding(name != failing, f"{name} found this", {"figure": len(name)})
+        monkeypatch.setattr(demo, f"_{name}", lambda out, console, found=found: found)
+    with pytest.raises(Exit) as ended:
+        demo.demo(tmp_path / "deep")
+    assert ended.value.exit_code == (0 if failing is None else 1)
+    kept = json.loads((tmp_path / "deep" / "results.json").read_text())
+    assert kept["ok"] == (failing is None)
+    assert {name: (kept[name]["ok"], kept[name]["figure"]) for name in names} == {
+        name: (name != failing, len(name)) for name in names
+    }
+    shown = capsys.readouterr().out
+    assert all(f"{name} found this" in shown for name in names)
+    assert ("FAILED" in shown) == (failing is not None)
+
+
+def test_the_demo_s_training_reports_both_models_chance_and_a_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six updates cannot teach anything, and the finding says so."""
+    monkeypatch.setitem(NTH_FARTHEST, "small", Preset(NthFarthest(3, 1), TINY, SHORT))
+    monkeypatch.setattr(demo, "SEEDS", (4,))
+    found = demo._training(tmp_path, Console(quiet=True))
+    assert not found.ok
+    assert [(run["model"]["core"], run["training"]["seed"]) for run in found.data["runs"]] == [("rmc", 4), ("lstm", 4)]
+    assert "RMC" in found.summary
+    assert "chance 33.3%" in found.summary
+    assert [path.name for path in found.files] == ["accuracy.png"]
+    assert found.files[0].exists()

@@ -188,7 +188,7 @@ class Cell {
 
 py::dict read_profile() {
   py::dict out;
-  for (int i = 0; i < static_cast<int>(Phase::kCount); i++) out[kPhaseNames[i]] = profile().cycles[i].exchange(0);
+  for (int i = 0; i < static_cast<int>(Phase::kCount); i++) out[kPhaseNames[i]] = profile().nanoseconds[i].exchange(0);
   return out;
 }
 
@@ -206,7 +206,7 @@ void register_cell(py::module_& m) {
   m.def("parallel_regions", &parallel_regions, "How many parallel regions were entered so far.");
   m.def(
       "profile_enable", [](bool on) { profile().enabled = on; }, "Turns the phase timers on or off.");
-  m.def("profile", &read_profile, "Cycles per phase since the last call, over all threads.");
+  m.def("profile", &read_profile, "Nanoseconds of CPU time per phase since the last call, over all threads.");
   m.def(
       "vector_math",
       [](const std::string& isa, int function, Address x, Address y, int64_t count) {

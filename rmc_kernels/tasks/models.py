@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from rmc_kernels import errors
@@ -51,11 +50,10 @@ class Classifier(nn.Module):
     def __init__(self, core: nn.Module, core_size: int, classes: int, config: ModelConfig) -> None:
         super().__init__()
         self.core = core
-        widths = [core_size] + [config.readout_width] * config.readout_layers
         layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(widths):
+        for inputs, outputs in pairwise(_readout_widths(core_size, classes, config)):
             layers += [_linear(inputs, outputs), nn.ReLU()]
-        self.readout = nn.Sequential(*layers, _linear(widths[-1], classes))
+        self.readout = nn.Sequential(*layers[:-1])
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits [B, classes] for sequences [B, T, I]."""
@@ -66,22 +64,29 @@ class Classifier(nn.Module):
 
 def build(config: ModelConfig, input_size: int, classes: int) -> Classifier:
     """The classifier that `config` describes, its weights drawn from torch's global generator."""
+    core: nn.Module
     if config.core == "lstm":
-        return _lstm(matching_hidden_size(config, input_size, classes), config, input_size, classes)
-    return _rmc(config, input_size, classes)
+        core_size = matching_hidden_size(config, input_size, classes)
+        core = nn.LSTM(input_size, core_size, batch_first=True)
+    else:
+        core = RelationalMemory.from_spec(_spec(config, input_size), backend=config.backend)
+        core_size = core.output_size
+    return Classifier(core, core_size, classes, config)
 
 
 def matching_hidden_size(config: ModelConfig, input_size: int, classes: int) -> int:
     """The hidden size whose LSTM classifier is closest in parameters to the RMC classifier of `config`."""
 
-    def lstm_count(hidden: int) -> int:
-        with torch.device("meta"):
-            return parameter_count(_lstm(hidden, config, input_size, classes))
+    def readout_count(core_size: int) -> int:
+        return sum((inputs + 1) * outputs for inputs, outputs in pairwise(_readout_widths(core_size, classes, config)))
 
-    with torch.device("meta"):
-        wanted = parameter_count(_rmc(config, input_size, classes))
-    above = bisect_left(range(1, wanted), wanted, key=lstm_count) + 1
-    return min((above - 1, above), key=lambda hidden: abs(lstm_count(hidden) - wanted)) if above > 1 else above
+    def lstm_count(hidden: int) -> int:
+        return 4 * hidden * (input_size + hidden + 2) + readout_count(hidden)
+
+    spec = _spec(config, input_size)
+    wanted = spec.parameter_count + readout_count(spec.mem_slots * spec.mem_size)
+    above = bisect_left(range(wanted), wanted, lo=1, key=lstm_count)
+    return min((max(1, above - 1), above), key=lambda hidden: abs(lstm_count(hidden) - wanted))
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -100,11 +105,9 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def _rmc(config: ModelConfig, input_size: int, classes: int) -> Classifier:
-    spec = CellSpec.sonnet(input_size, config.slots, config.head_size, config.heads)
-    core = RelationalMemory.from_spec(spec, backend=config.backend)
-    return Classifier(core, core.output_size, classes, config)
+def _readout_widths(core_size: int, classes: int, config: ModelConfig) -> list[int]:
+    return [core_size, *[config.readout_width] * config.readout_layers, classes]
 
 
-def _lstm(hidden: int, config: ModelConfig, input_size: int, classes: int) -> Classifier:
-    return Classifier(nn.LSTM(input_size, hidden, batch_first=True), hidden, classes, config)
+def _spec(config: ModelConfig, input_size: int) -> CellSpec:
+    return CellSpec.sonnet(input_size, config.slots, config.head_size, config.heads)

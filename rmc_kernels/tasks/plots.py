@@ -29,7 +29,7 @@ def plot_accuracy(histories: Sequence[History], path: Path) -> Path:
         label = f"{name}, {runs[0].parameters:,} parameters" + (f",\nmean of {len(runs)} seeds" if runs[1:] else "")
         axes.plot(*_curve(evaluations), color=colour, linewidth=2.2, label=label)
     for (name, level), style in zip(histories[0].levels.items(), LEVEL_STYLES, strict=True):
-        axes.axhline(100 * level, color="0.3", linestyle=style, linewidth=1.2, label=f"{name} ({level:.1%})")
+        axes.axhline(100 * level, color="0.3", linestyle=style, linewidth=1.2, zorder=3, label=f"{name} ({level:.1%})")
     axes.set(title=histories[0].task, xlabel="updates", ylabel="accuracy on held-out examples (%)", ylim=(0, 102))
     axes.set_xlim(left=0, right=max(run.final.update for run in histories))
     axes.grid(alpha=0.25)

@@ -20,13 +20,13 @@ from rmc_kernels.verify.probe import Probe
 
 # How much is pooled before a ratio of errors is judged. Of two implementations of equal quality, the one exceeds twice
 # the RMS error of the other with the probability that an F(n, n) variable exceeds 4, n being the number of independent
-# errors: 30 % for n = 1, 3 % for 8, 1e-4 for 32, 5e-8 for 64. A default run compares some thousand tensors.
+# errors: 30 % for n = 1, 3 % for 8, 1e-4 for 32, 2e-6 for 48. A default run compares some thousand tensors.
 #: Elements of every tensor.
-POOLED_ELEMENTS = 64
+POOLED_ELEMENTS = 48
 #: Steps of batch elements: the elements of one tensor share the errors of its step.
-POOLED_STEPS = 64
-#: Fewest draws of a case.
-FEWEST_DRAWS = 12
+POOLED_STEPS = 48
+#: Fewest draws of a case; more in half types, where single ReLU inputs that cross 0 make up much of the error.
+FEWEST_DRAWS = {"float32": 12, "bfloat16": 20, "float16": 20}
 #: A draw is passed over where rounding does this many times more to a tensor than in the median draw: a flat row under
 #: a LayerNorm, or a ReLU input next to 0, would outweigh the rest of the pool: one error against one error again.
 OUTLIER = 3.0
@@ -42,17 +42,11 @@ class Baseline:
         drawn: the tensors.
         exact: the float64 results, by name.
         eager: the errors of the eager run, by name.
-        rounding: what rounding does to each tensor, by name: the RMS error of float64 with noise of that size on every
-            operator's result, the worse of `NOISY_RUNS`.
-        exact_inputs, eager_inputs: the ReLU inputs of both runs.
     """
 
     drawn: Draw
     exact: Mapping[str, Tensor]
     eager: Mapping[str, Errors]
-    rounding: Mapping[str, float]
-    exact_inputs: list[Tensor]
-    eager_inputs: list[Tensor]
 
     @property
     def finite(self) -> bool:
@@ -60,9 +54,23 @@ class Baseline:
         return all(math.isfinite(errors.sum_squares) for errors in self.eager.values())
 
     @cached_property
+    def rounding(self) -> dict[str, float]:
+        """What rounding does to each tensor, by name.
+
+        It is the RMS error of float64 with noise of that size on every operator's result, the worse of `NOISY_RUNS`.
+        """
+        runs = [_noisy(self.drawn, self.exact, number) for number in range(NOISY_RUNS)]
+        return {name: max(errors[name].rms for errors in runs) for name in self.exact}
+
+    @cached_property
     def candidates(self) -> list[relu.Flip]:
         """ReLU inputs within rounding of 0."""
-        return relu.candidates(self.exact_inputs, self.eager_inputs)
+        run = by_eager(self.drawn.case.spec)
+        with one_thread(), Probe() as exact:
+            evaluate(self.drawn.wide(), run)
+        with one_thread(), Probe() as eager:
+            evaluate(self.drawn, run)
+        return relu.candidates(exact.relu_inputs, eager.relu_inputs)
 
     def errors(self, results: Mapping[str, Tensor], flips: tuple[relu.Flip, ...] = ()) -> dict[str, Errors]:
         """The errors of a backend's results against float64, with some ReLU inputs on the other side of 0.
@@ -74,20 +82,24 @@ class Baseline:
         return errors_of(results, exact)
 
 
-def baselines(case: Case, seed: int, device: str) -> list[Baseline] | str:
+def baselines(case: Case, seed: int, device: str, *, pooled: bool = True) -> list[Baseline] | str:
     """The draws of a case that a backend is held to, or why there is no yardstick.
+
+    Without pooling, two draws as they come: enough for what shares every rounding error with the eager run.
 
     Which draws are taken depends on float64 alone, so that neither the yardstick nor a backend gains by it.
     """
-    wanted = draws_needed(case)
+    wanted = draws_needed(case) if pooled else 2
     first = [_baseline(case, 1000 * seed + number, device) for number in range(wanted)]
     if not all(base.finite for base in first):
         return f"no yardstick: eager PyTorch is not finite in {case.dtype}"
+    if not pooled:
+        return first
     limits = {name: OUTLIER * _median([base.rounding[name] for base in first]) for name in first[0].exact}
     found: list[Baseline] = []
-    for number in range(8 * wanted):
+    for number in range(4 * wanted):
         base = _baseline(case, 1000 * seed + number, device)
-        if all(base.rounding[name] <= limit for name, limit in limits.items()):
+        if base.finite and all(base.rounding[name] <= limit for name, limit in limits.items()):
             found.append(base)
         if len(found) == wanted:
             return found
@@ -97,7 +109,8 @@ def baselines(case: Case, seed: int, device: str) -> list[Baseline] | str:
 def draws_needed(case: Case) -> int:
     """How many draws pool enough elements and steps."""
     steps = case.batch_size * case.steps
-    return max(FEWEST_DRAWS, math.ceil(POOLED_ELEMENTS / case.smallest_tensor), math.ceil(POOLED_STEPS / steps))
+    few = FEWEST_DRAWS[case.dtype]
+    return max(few, math.ceil(POOLED_ELEMENTS / case.smallest_tensor), math.ceil(POOLED_STEPS / steps))
 
 
 @contextmanager
@@ -119,17 +132,13 @@ def _baseline(case: Case, seed: int, device: str) -> Baseline:
     drawn = draw(case, seed, device)
     run = by_eager(case.spec)
     with one_thread():
-        with Probe() as exact_probe:
-            exact = evaluate(drawn.wide(), run)
-        with Probe() as eager_probe:
-            eager = errors_of(evaluate(drawn, run), exact)
-        noisy = [_noisy(drawn, exact, NOISY_RUNS * seed + number) for number in range(NOISY_RUNS)]
-    rounding = {name: max(errors[name].rms for errors in noisy) for name in exact}
-    return Baseline(drawn, exact, eager, rounding, exact_probe.relu_inputs, eager_probe.relu_inputs)
+        exact = evaluate(drawn.wide(), run)
+        eager = errors_of(evaluate(drawn, run), exact)
+    return Baseline(drawn, exact, eager)
 
 
 def _noisy(drawn: Draw, exact: Mapping[str, Tensor], seed: int) -> dict[str, Errors]:
-    with Probe(noise=torch.finfo(drawn.case.torch_dtype).eps / 2, seed=seed):
+    with one_thread(), Probe(noise=torch.finfo(drawn.case.torch_dtype).eps / 2, seed=seed):
         return errors_of(evaluate(drawn.wide(), by_eager(drawn.case.spec)), exact)
 
 

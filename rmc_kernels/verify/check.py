@@ -65,12 +65,13 @@ def check_case(case: Case, backend: str, *, seed: int = 0, device: str = "cpu") 
     reason = refusal(case, backend, device)
     if reason is not None:
         return CaseResult(case, backend, device, seed, "not served", reason)
-    bases = baselines(case, seed, device)
+    shares_rounding = backend == backends.REFERENCE.name
+    bases = baselines(case, seed, device, pooled=not shares_rounding)
     if isinstance(bases, str):
         return CaseResult(case, backend, device, seed, "not served", bases)
     runner = by_backend(backend, case)
     try:
-        with one_thread() if backend == backends.REFERENCE.name else nullcontext():
+        with one_thread() if shares_rounding else nullcontext():
             found = [evaluate(base.drawn, runner) for base in bases]
         errors = [base.errors(results) for results, base in zip(found, bases, strict=True)]
     except Exception as error:  # whatever a backend raises is a miss, and the other cases are still to be verified

@@ -63,19 +63,20 @@ def verify(
 
 def show(report: Report, console: Console) -> None:
     """Print a report: a table, what was not served, ReLU inputs that crossed 0, misses, the verdict."""
-    table = Table(title="Errors against float64, in units of those of eager PyTorch")
-    for name in ("backend", "device", "variant", "dtype"):
-        table.add_column(name)
+    table = Table(title="Worst errors against float64, as multiples of those of eager PyTorch")
+    for name in ("backend", "variant", "dtype"):
+        table.add_column(name, no_wrap=True)
     table.add_column("cases", justify="right")
-    table.add_column(f"worst RMS (limit {RMS_FACTOR:g})")
-    table.add_column(f"worst largest (limit {LARGEST_FACTOR:g})")
+    table.add_column(f"RMS, limit {RMS_FACTOR:g}", overflow="fold")
+    table.add_column(f"largest, limit {LARGEST_FACTOR:g}", overflow="fold")
     table.add_column("verdict")
     for line in report.lines():
+        name = line.backend if line.device == "cpu" else f"{line.backend} on {line.device}"
         verdict = f"[red]{line.misses} missed[/]" if line.misses else "[green]right[/]"
-        verdict += f", {line.explained} with flips" if line.explained else ""
-        rms = _worst(line.worst_rms, lambda c: c.rms_ratio)
-        largest = _worst(line.worst_largest, lambda c: c.largest_ratio)
-        table.add_row(line.backend, line.device, line.variant, line.dtype, str(line.cases), rms, largest, verdict)
+        verdict += f", {line.explained} with ReLU flips" if line.explained else ""
+        rms = _worst(line.worst_rms, lambda compared: compared.rms_ratio)
+        largest = _worst(line.worst_largest, lambda compared: compared.largest_ratio)
+        table.add_row(name, line.variant, line.dtype, str(line.cases), rms, largest, verdict)
     console.print(table)
     for (name, place, kind, reason), count in report.not_served.items():
         console.print(f"not served: {name} on {place}, {kind}, {count} cases: {reason}", markup=False)
@@ -109,7 +110,7 @@ def _progress(console: Console) -> Iterator[OnResult]:
 
 
 def _worst(found: tuple[str, Comparison] | None, ratio: Callable[[Comparison], float]) -> str:
-    return "" if found is None else f"{ratio(found[1]):.2f} {found[0].removeprefix('gradient of ')}"
+    return "" if found is None else f"{ratio(found[1]):.2f} {found[0]}"
 
 
 def _show_flips(result: CaseResult, console: Console) -> None:

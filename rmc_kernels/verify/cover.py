@@ -63,7 +63,7 @@ def random_case(rng: random.Random, dtype: str, variant: str | None = None) -> C
     for axis in (axis for axis in AXES if axis not in choice):
         choice[axis] = rng.choice([value for value in AXES[axis] if _possible({**choice, axis: value})])
     choice["cell"] = tuple(rng.randint(1, top) for top in (9, 20, 4, 24))
-    choice["sequence"] = (rng.randint(1, 9), rng.randint(1, 9))
+    choice["sequence"] = (rng.randint(1, 9), rng.randint(1, 6))
     choice["magnitude"] = 10 ** rng.uniform(-2, 0.3)
     choice["biases"] = (rng.uniform(-2, 2), rng.uniform(-2, 2))
     if choice["key_size"] is not None:
