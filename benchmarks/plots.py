@@ -63,7 +63,8 @@ def _panel(ax: Axes, mode: Mode, cases: Sequence[CaseResult], colours: dict[str,
             start = 1 if log else 0
             ax.barh(
                 position, spread.median - start, left=start, height=0.85, color=colours[figure.contestant],
-                hatch="//" if figure.threads > 1 else "", edgecolor="white", xerr=whiskers, ecolor="0.3", label=figure.label,
+                hatch="//" if figure.threads > 1 else "", edgecolor="white", xerr=whiskers, ecolor="0.3",
+                label=figure.label,
             )  # fmt: skip
             ax.annotate(f"{spread.median:.3g}", (max(spread.high, start), position), (4, 0), textcoords="offset points",
                         va="center", fontsize=8)  # fmt: skip

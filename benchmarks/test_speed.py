@@ -1,4 +1,4 @@
-"""The speed table on pytest-benchmark, for a developer's quick look: `pytest benchmarks/test_speed.py -k "B=16"`.
+"""The speed table on pytest-benchmark, for a developer's quick look: `pytest benchmarks/test_speed.py -k "B16 and D256 and rmc"`.
 
 Wall time of one contestant after the other, without ceilings or parity: figures to publish come from `rmc bench`.
 """
@@ -17,6 +17,11 @@ from rmc_kernels.benchmarks.problem import draw
 from rmc_kernels.benchmarks.suite import taking_part
 
 
+def _identifier(name: str) -> str:
+    """The name as words that `-k` takes."""
+    return name.replace("=", "").replace(",", "").replace(" ", "-")
+
+
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
     """The number of threads is put back after each test."""
@@ -26,7 +31,7 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("contestant", ["eager", "rmc", "lstm"])
-@pytest.mark.parametrize("case", SPEED_TABLE, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", SPEED_TABLE, ids=lambda case: _identifier(case.name))
 def test_speed(benchmark: BenchmarkFixture, case: Case, contestant: str) -> None:
     names, _ = taking_part("all", [case], "cpu")
     chosen = [c for c in line_up(case, ["lstm"], names[:1], both_modes=False) if c.name.startswith(contestant)][-1]

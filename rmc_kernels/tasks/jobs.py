@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing.queues import Queue
-from queue import Empty
+from multiprocessing.queues import SimpleQueue
 from typing import NamedTuple
 
 import torch
@@ -41,7 +40,7 @@ class News(NamedTuple):
 def train_all(jobs: Sequence[Job], processes: int, watch: Callable[[News], None]) -> list[History]:
     """Train every job, `processes` of them at a time, started in order; `watch` hears of every evaluation."""
     context = multiprocessing.get_context("spawn")
-    queue: Queue[News] = context.Queue()
+    queue: SimpleQueue[News] = context.SimpleQueue()
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(queue,)) as pool:
         futures = [pool.submit(_train, number, job) for number, job in enumerate(jobs)]
         for news in _arrivals(queue, futures):
@@ -49,24 +48,21 @@ def train_all(jobs: Sequence[Job], processes: int, watch: Callable[[News], None]
         return [future.result() for future in futures]
 
 
-def _arrivals(queue: Queue[News], futures: Sequence[Future[History]]) -> Iterator[News]:
-    """What comes out of `queue` until every future is done."""
+def _arrivals(queue: SimpleQueue[News], futures: Sequence[Future[History]]) -> Iterator[News]:
+    """What comes out of `queue` until every future is done; a job's news is in the queue before its future is done."""
     done = False
     while not done:
-        done = all(future.done() for future in futures)
-        try:
-            while True:
-                yield queue.get(timeout=0.0 if done else 0.2)
-        except Empty:
-            continue
+        done = not wait(futures, timeout=0.2).not_done
+        while not queue.empty():
+            yield queue.get()
 
 
 # -- in the process of a job --------------------------------------------------------------------------------------
 
-_queue: Queue[News]
+_queue: SimpleQueue[News]
 
 
-def _start(queue: Queue[News]) -> None:
+def _start(queue: SimpleQueue[News]) -> None:
     global _queue
     _queue = queue
     torch.set_num_threads(1)
