@@ -1,4 +1,4 @@
-"""The speed table on pytest-benchmark, for a developer's quick look: `pytest benchmarks/test_speed.py -k "B16 and D256 and rmc"`.
+"""The speed table on pytest-benchmark, for a developer's look: `pytest benchmarks/test_speed.py -k "B16 and rmc"`.
 
 Wall time of one contestant after the other, without ceilings or parity: figures to publish come from `rmc bench`.
 """

@@ -62,17 +62,18 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the plots and result
     results.write_text(json.dumps({"ok": ok, **kept}, indent=1) + "\n")
     console.rule("[bold]summary")
     console.print(_summary(findings, seconds))
-    console.print(f"all figures: {results}", soft_wrap=True)
+    for path in (*(path for found in findings.values() for path in found.files), results):
+        console.print(f"written: {path}", soft_wrap=True)
     raise typer.Exit(0 if ok else 1)
 
 
 def _summary(findings: dict[str, Finding], seconds: dict[str, float]) -> Table:
-    table = Table("stage", "verdict", "found", "files")
+    table = Table("stage", "verdict", "found")
     table.add_column("seconds", justify="right")
     for name, found in findings.items():
         verdict = "[green]good[/]" if found.ok else "[bold red]FAILED[/]"
-        table.add_row(name, verdict, found.summary, "\n".join(map(str, found.files)), f"{seconds[name]:.0f}")
-    table.add_row("", "", "", "total", f"{sum(seconds.values()):.0f}")
+        table.add_row(name, verdict, found.summary, f"{seconds[name]:.0f}")
+    table.add_row("all", "", "", f"{sum(seconds.values()):.0f}")
     return table
 
 

@@ -99,7 +99,7 @@ def draw(
     seed: int = 0,
     requires_grad: bool = False,
 ) -> Case:
-    """Random tensors of one unroll; x, memory and parameters are those that `rmc verify` draws, and B and T may be 0."""
+    """Random tensors of one unroll, those of `rmc verify` where it has them; B and T may be 0."""
     drawn = draws.draw(VerifyCase(spec, batch_size=max(batch, 1), steps=max(steps, 1)), seed).wide().call
     generator = torch.Generator().manual_seed(seed + 1)
     chosen: dict[str, Tensor] = {}

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from rmc_kernels import CellSpec, ReadHead, RelationalMemory, RelationalMemoryCell, explain, relational_memory, reference
+from rmc_kernels import (
+    CellSpec,
+    ReadHead,
+    RelationalMemory,
+    RelationalMemoryCell,
+    explain,
+    reference,
+    relational_memory,
+)
 from rmc_kernels.compat import l0sg, r2gen, sonnet
 from tests.cases import SPECS, draw
 
@@ -174,7 +182,8 @@ def test_function() -> None:
 
     refused(TypeError, "spec takes a CellSpec", spec="sonnet")
     refused(TypeError, "params takes a mapping", params=list(case.params.values()))
-    refused(ValueError, r"missing: \['mlp.1.bias'\]", params={k: v for k, v in case.params.items() if k != "mlp.1.bias"})
+    without = {name: value for name, value in case.params.items() if name != "mlp.1.bias"}
+    refused(ValueError, r"missing: \['mlp.1.bias'\]", params=without)
     refused(ValueError, r"unknown: \['extra'\]", params={**case.params, "extra": X})
     refused(ValueError, r"params\['mlp.0.bias'\] takes shape", params={**case.params, "mlp.0.bias": X})
     refused(TypeError, r"params\['mlp.0.bias'\] takes a tensor", params={**case.params, "mlp.0.bias": 1.0})

@@ -27,7 +27,8 @@ def _run(vector: golden.Vector) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         loss = loss + (final * vector.cot_final).sum()
     vector.layer.zero_grad()
     loss.backward()
-    assert x.grad is not None and memory.grad is not None
+    assert x.grad is not None
+    assert memory.grad is not None
     return output.detach(), final.detach(), x.grad, memory.grad
 
 

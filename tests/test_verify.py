@@ -50,13 +50,16 @@ class Altered(ReferenceBackend):
         spec: Callable[[CellSpec], CellSpec] = lambda spec: spec,
         call: Callable[[CellSpec, Call], Call] = lambda spec, call: call,
         grads: Callable[[CellSpec, list[Tensor]], list[Tensor]] = lambda spec, grads: grads,
+        output: Callable[[Tensor], Tensor] = lambda memories: memories,
         mode: Callable[[], TorchFunctionMode] = Probe,
     ) -> None:
+        self.output = output
         self.spec, self.call, self.grads, self.mode = spec, call, grads, mode
 
     def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
         with self.mode():
-            return super().forward(self.spec(spec), self.call(spec, call), save)
+            memories, activations = super().forward(self.spec(spec), self.call(spec, call), save)
+        return self.output(memories), activations
 
     def backward(
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
@@ -122,6 +125,7 @@ WRONG = {
     "lengths ignored": Altered(call=lambda spec, call: replace(call, x=call.x.nan_to_num(), lengths=None)),
     "not a number": Altered(grads=lambda spec, grads: [*grads[:-1], grads[-1] * torch.nan]),
     "wrong shape": Altered(grads=lambda spec, grads: [*grads[:-1], grads[-1][:1]]),
+    "wrong dtype": Altered(output=lambda memories: memories.double()),
     "raises": Altered(call=raising),
 }
 
@@ -369,11 +373,11 @@ def test_nothing_verified_is_not_right() -> None:
 
 
 def test_random_cases_fill_the_time_budget(install: Callable[[ReferenceBackend], None]) -> None:
-    install(WRONG["gates swapped"])
-    report = run(cases=[], backends=["cpu"], variants=["sonnet"], dtypes=["float32"], time_budget=0.5, seed=5)
+    install(WRONG["raises"])
+    report = run(cases=[], backends=["cpu"], variants=["r2gen"], dtypes=["float32"], time_budget=0.5, seed=5)
     assert report.seconds >= 0.5
     assert len({result.case for result in report.results}) == len(report.results) > 0
-    assert report.misses
+    assert len(report.misses) == len(report.results)
 
 
 @pytest.mark.parametrize("name", ["backends", "variants", "dtypes", "devices"])

@@ -145,7 +145,7 @@ class Backward {
     gate_row<V, true>(plan_, b.inputs.gates.row(0, b.inputs.pair_index(s, e)), b.inputs.gates.chunk_stride(),
                       b.now.gates.row(p, r),
                       b.candidate.row(s * tile_.rows.live.count, e * plan_.Q + r % plan_.N),
-                      b.now.candidate_tanh.row(p, r), nullptr, b.now.memory.height, nullptr);
+                      b.now.candidate_tanh.row(p, r), nullptr, b.now.memory.height, nullptr, nullptr);
   }
 
   // Before a reset the gradient belongs to the reset memory, not to the memory carried in.

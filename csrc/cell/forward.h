@@ -73,6 +73,7 @@ class Forward {
 
   // Where step t and the memory after it are kept.
   void point(Buffers& b, int64_t t) {
+    if (!saved_ && t > 0) return;
     at_ = at(b, b.now, t);
     next_at_ = at(b, b.next, t + 1);
   }
@@ -107,15 +108,17 @@ class Forward {
     const int32_t height = b.now.memory.height;
     const T *memory = b.now.memory.row(p, r), *candidate = b.candidate.row(0, e * plan_.Q + i);
     T* next = b.next.memory.row(q, r);
-    if (!plan_.G) {
-      copy_row<V>(tile_.runs(e, t) ? candidate : memory, height, plan_.Dp, next, height);
+    T* next_tanh = plan_.G ? b.next.memory_tanh.row(q, r) : nullptr;
+    if (!tile_.runs(e, t)) {
+      copy_row<V>(memory, height, plan_.Dp, next, height);
+      if (plan_.G) copy_row<V>(b.now.memory_tanh.row(p, r), height, plan_.Dp, next_tanh, height);
+    } else if (!plan_.G) {
+      copy_row<V>(candidate, height, plan_.Dp, next, height);
     } else {
       const int64_t pair = b.inputs.pair_index(s, e);
       const auto row = saved_ ? gate_row<V, true> : gate_row<V, false>;
       row(plan_, b.inputs.gates.row(0, pair), b.inputs.gates.chunk_stride(), b.now.gates.row(p, r), candidate,
-          saved_ ? b.now.candidate_tanh.row(p, r) : nullptr, memory, height, tile_.runs(e, t) ? next : nullptr);
-      if (!tile_.runs(e, t)) copy_row<V>(memory, height, plan_.Dp, next, height);
-      tile_.tanh_row(next, height, b.next.memory_tanh.row(q, r));
+          saved_ ? b.now.candidate_tanh.row(p, r) : nullptr, memory, height, next, next_tanh);
     }
     store_row<V>(next, plan_.D, height, memories() + tile_.memory_offset(e, t) + i * plan_.D);
   }

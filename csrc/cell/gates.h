@@ -13,12 +13,12 @@ inline void sigmoid_gates(const Plan& plan, const typename V::T* input, int64_t 
   *f = sigmoid(V::load(gates + (forget + chunk) * step) + V::load(input + (forget + chunk) * input_step));
 }
 
-// One slot: writes the new memory (null: only what the backward pass needs) and keeps i, f and tanh(C) if asked to.
-// Without gates the candidate is the new memory.
+// One slot: writes the new memory with its tanh (null: only what the backward pass needs) and keeps i, f and tanh(C) if
+// asked to.
 template <class V, bool kKeep>
 inline void gate_row(const Plan& plan, const typename V::T* input, int64_t input_step, typename V::T* gates,
                      const typename V::T* candidate, typename V::T* tanh_out, const typename V::T* memory,
-                     int32_t height, typename V::T* next) {
+                     int32_t height, typename V::T* next, typename V::T* next_tanh) {
   using T = typename V::T;
   const int64_t step = int64_t{height} * V::W, chunks = plan.Dp / V::W, forget = plan.Gp / V::W;
   V i = V::zero(), f = V::zero();
@@ -36,7 +36,11 @@ inline void gate_row(const Plan& plan, const typename V::T* input, int64_t input
     }
     const V squashed = tanh(V::load(candidate + c * step));
     if (kKeep) squashed.store(tanh_out + c * step);
-    if (next) fma(f, V::load(memory + c * step), i * squashed).store(next + c * step);
+    if (next) {
+      const V m = fma(f, V::load(memory + c * step), i * squashed);
+      m.store(next + c * step);
+      tanh(m).store(next_tanh + c * step);
+    }
   }
 }
 

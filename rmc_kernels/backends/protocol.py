@@ -60,8 +60,11 @@ class Backend(Protocol):
         """Bytes that `forward(save=True)` keeps for `backward`; arithmetic only, sizes may be symbolic."""
 
     def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
-        """The memories after each step [B, T, N, D], contiguous and fresh, in the dtype of `call.memory`; and a uint8
-        tensor of `activation_size` bytes for `backward` if `save`, of 0 bytes otherwise.
+        """Run the sequence.
+
+        Returns:
+            memories: [B, T, N, D] after each step, contiguous and fresh, in the dtype of `call.memory`.
+            activations: uint8, `activation_size` bytes for `backward` if `save`, 0 bytes otherwise.
         """
 
     def backward(
@@ -72,8 +75,8 @@ class Backend(Protocol):
         Args:
             spec: the cell.
             call: what `forward` was given.
-            activations: what `forward` returned.
-            memories: what `forward` returned; the step is recomputed from it where `activations` is empty.
+            memories: what `forward` returned.
+            activations: likewise; where it is empty, each step is computed again from the memory before it.
             grad: [B, T, N, D], any strides.
             needs: one flag per gradient; where it is False an empty tensor of 0 elements stands in its place.
         """

@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import torch
 import typer
 from rich.console import Console
 
@@ -56,9 +57,11 @@ def nth_farthest(
     seed: Annotated[int | None, typer.Option(help="Of the weights and the examples.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, triton, cpu or reference.")] = None,
     device: Annotated[str | None, typer.Option(help="A torch device, such as cpu or cuda.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch; more than 1 pay for large models only.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the JSON, CSV and plot.")] = Path("runs"),
 ) -> None:
     """Which vector is the n-th farthest from vector m? The paper's task, for any number and dimension of vectors."""
+    torch.set_num_threads(threads)
     preset = NTH_FARTHEST[config.value]
     try:
         trainer = Trainer(

@@ -69,19 +69,17 @@ def compare(preset: Preset, seeds: Sequence[int], console: Console) -> Compariso
 def show_comparison(comparison: Comparison, console: Console) -> None:
     """Print every run's accuracy and cost, the levels, and the verdict."""
     first = comparison.histories[0]
-    table = Table("model", "seed", title=f"{first.task}: {first.training['evaluation_examples']:,} held-out examples")
-    margins = [f"above {name}" for name in comparison.levels]
-    for title in ("parameters", "updates", "examples", "seconds", "accuracy", *margins):
+    sizes = ", ".join(f"{core.upper()} {comparison.runs(core)[0].parameters:,} parameters" for core in CORES)
+    table = Table("model", "seed", title=f"{first.task}\n{sizes}")
+    for title in ("updates", "seconds", "accuracy", *(f"above {name}" for name in comparison.levels)):
         table.add_column(title, justify="right")
     for run in comparison.histories:
-        final = run.final
         table.add_row(
-            run.model["core"].upper(), str(run.training["seed"]), f"{run.parameters:,}", f"{final.update:,}",
-            f"{final.examples:,}", f"{final.seconds:.0f}", f"{final.accuracy:.1%}",
-            *(f"{run.margin(level):+.0f} s.e." for level in comparison.levels.values()),
+            run.model["core"].upper(), str(run.training["seed"]), f"{run.final.update:,}", f"{run.final.seconds:.0f}",
+            f"{run.final.accuracy:.1%}", *(f"{run.margin(level):+.0f} s.e." for level in comparison.levels.values()),
         )  # fmt: skip
     for name, level in comparison.levels.items():
-        table.add_row(name, "", "", "", "", "", f"{level:.1%}", *[""] * len(margins), style="dim")
+        table.add_row(name, "", "", "", f"{level:.1%}", *[""] * len(comparison.levels), style="dim")
     console.print(table)
     for name, behind in comparison.left_behind.items():
         verdict = "[green]yes[/]" if behind else "[bold red]NO[/]"

@@ -22,11 +22,11 @@ class TrainingProgress(Progress):
     def __init__(self, console: Console) -> None:
         super().__init__(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("ETA"),
             TimeRemainingColumn(),
             console=console,
         )
@@ -40,4 +40,4 @@ class TrainingProgress(Progress):
         if not self.tasks[bar].started:
             self.start_task(bar)
         rate = f", {point.examples / point.seconds:,.0f} examples/s" if point.update else ""
-        self.update(bar, completed=update, state=f"accuracy {point.accuracy:6.1%}{rate}")
+        self.update(bar, completed=update, state=f"{point.accuracy:.1%}{rate}")

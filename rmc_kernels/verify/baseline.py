@@ -26,7 +26,7 @@ POOLED_ELEMENTS = 48
 #: Steps of batch elements: the elements of one tensor share the errors of its step.
 POOLED_STEPS = 48
 #: Fewest draws of a case; more in half types, where single ReLU inputs that cross 0 make up much of the error.
-FEWEST_DRAWS = {"float32": 12, "bfloat16": 20, "float16": 20}
+FEWEST_DRAWS = {"float32": 16, "bfloat16": 24, "float16": 24}
 #: A draw is passed over where rounding does this many times more to a tensor than in the median draw: a flat row under
 #: a LayerNorm, or a ReLU input next to 0, would outweigh the rest of the pool: one error against one error again.
 OUTLIER = 3.0

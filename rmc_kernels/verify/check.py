@@ -121,9 +121,8 @@ def _explain(
 ) -> tuple[dict[str, Comparison], tuple[str, ...]] | None:
     """The comparisons with ReLU inputs flipped in float64, and the flips; None where flips are not the reason.
 
-    The draws are taken worst first, and each has to come within the bound by its flips, until the pooled
-    criterion holds.
-    An output past the bound is never explained: it is continuous in a ReLU's input.
+    The draws are taken worst first, and each has to come within the bound by its flips, until the pooled criterion
+    holds. An output past the bound is never explained: it is continuous in a ReLU's input.
     """
     if any(not found.ok for name, found in _compare(_pool(errors), eager).items() if not name.startswith("gradient")):
         return None

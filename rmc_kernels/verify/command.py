@@ -43,6 +43,8 @@ def verify(
     dtype. Exit code 1 on a miss, 2 on a wrong argument.
     """
     console = Console()
+    if json_path is not None:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
     try:
         cases = None if case is None else [Case.from_json(case)]
         with _progress(console) as on_result:

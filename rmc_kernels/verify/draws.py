@@ -102,7 +102,11 @@ def draw(case: Case, seed: int, device: str = "cpu") -> Draw:
 
 
 def evaluate(drawn: Draw, run: Runner) -> dict[str, Tensor]:
-    """Every tensor that is compared: memories, final memory, and the gradients asked for, by name."""
+    """Every tensor that is compared: memories, final memory, and the gradients asked for, by name.
+
+    Raises:
+        TypeError: an output is not of the memory's dtype.
+    """
     call, wanted = drawn.call, drawn.case.gradients
     inputs, parameters = wanted != "parameters", wanted != "inputs"
     leaves: dict[str, Tensor] = {}
@@ -123,6 +127,9 @@ def evaluate(drawn: Draw, run: Runner) -> dict[str, Tensor]:
             params=tuple(leaf(name, value, parameters) for name, value in zip(names, call.params, strict=True)),
         )
     )
+    for name, value in (("memories", memories), ("final memory", final)):
+        if value.dtype != call.memory.dtype:
+            raise TypeError(f"{name} should have the dtype of the memory, {call.memory.dtype}, got {value.dtype}")
     found = torch.autograd.grad((memories, final), list(leaves.values()), (drawn.grad_memories, drawn.grad_final))
     outputs = {"memories": memories.detach(), "final memory": final.detach()}
     return outputs | dict(zip(leaves, found, strict=True))

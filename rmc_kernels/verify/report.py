@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,8 +116,8 @@ def _result(result: CaseResult) -> dict[str, Any]:
         "tensors": {
             name: {
                 "elements": found.errors.elements,
-                "rms": found.errors.rms,
-                "largest": found.errors.largest,
+                "rms": _number(found.errors.rms),
+                "largest": _number(found.errors.largest),
                 "eager_rms": found.eager.rms,
                 "eager_largest": found.eager.largest,
                 "ok": found.ok,
@@ -125,3 +126,8 @@ def _result(result: CaseResult) -> dict[str, Any]:
         },
         "reproduce": reproducer(result),
     }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity: None."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,201 @@
+// What the sanitizers should see of the cell: every instruction set that this CPU can execute, all kinds of cells, and
+// threads. Scratch memory starts as NaN here, so a result that is finite was computed from what was written.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "cell/kernels.h"
+#include "cell/plan.h"
+#include "common/parallel.h"
+
+namespace {
+
+int failures = 0;
+
+void check(bool condition, const std::string& what) {
+  if (condition) return;
+  std::printf("FAILED: %s\n", what.c_str());
+  failures++;
+}
+
+struct Named {
+  const char* name;
+  rmc::CellConfig config;
+};
+
+std::vector<Named> cells() {
+  rmc::CellConfig sonnet;
+  sonnet.input_size = 7, sonnet.slots = 3, sonnet.head_size = 5, sonnet.key_size = 4, sonnet.heads = 3;
+  sonnet.mlp_layers = 2, sonnet.gate = rmc::Gate::kUnit, sonnet.forget_bias = 1;
+  sonnet.input_projection = sonnet.qkv_norm = sonnet.attention_norm = sonnet.mlp_norm = true;
+  sonnet.attention_residual = true;
+  rmc::CellConfig dense = sonnet, matrix = sonnet, l0sg = sonnet, textbook = sonnet, r2gen = sonnet;
+  dense.input_size = 16, dense.head_size = dense.key_size = 16, dense.heads = 2;
+  matrix.rows = 2, matrix.blocks = 2, matrix.gate = rmc::Gate::kMemory;
+  l0sg.joint_norm = l0sg.relu_last = l0sg.tied = l0sg.trains_gate_biases = true;
+  l0sg.mlp_layers = 3, l0sg.blocks = 2;
+  textbook.gate = rmc::Gate::kNone, textbook.output_projection = true, textbook.key_size = 5;
+  textbook.qkv_norm = textbook.attention_norm = textbook.attention_residual = false;
+  r2gen.input_size = 15, r2gen.key_size = 5, r2gen.input_projection = false;
+  r2gen.output_projection = r2gen.relu_last = true;
+  r2gen.qkv_norm = r2gen.attention_norm = r2gen.mlp_norm = false;
+  return {{"sonnet", sonnet}, {"dense", dense}, {"matrix", matrix}, {"l0sg", l0sg}, {"textbook", textbook},
+          {"r2gen", r2gen}};
+}
+
+template <class T>
+struct Problem {
+  std::shared_ptr<const rmc::Plan> plan;
+  int64_t batch, steps;
+  std::vector<std::vector<T>> params, param_grads;
+  std::vector<T> x, memory, reset_memory, mask, memories, grad, dx, dmemory, dreset;
+  std::vector<int64_t> lengths;
+  std::vector<char> activations;
+  bool resets[4096] = {};
+
+  Problem(const rmc::CellConfig& config, rmc::Isa isa, int64_t b, int64_t t)
+      : plan(rmc::make_plan(config, isa, sizeof(T) == 8)), batch(b), steps(t) {
+    const rmc::Plan& p = *plan;
+    std::mt19937 random(1);
+    std::uniform_real_distribution<double> uniform(-0.5, 0.5);
+    auto fill = [&](std::vector<T>& v, int64_t count) {
+      v.resize(static_cast<size_t>(count));
+      for (T& value : v) value = static_cast<T>(uniform(random));
+    };
+    params.resize(static_cast<size_t>(p.params));
+    auto linear = [&](const rmc::Linear& l) {
+      if (l.weight < 0) return;
+      fill(params[static_cast<size_t>(l.weight)], l.out.size * l.in.size);
+      fill(params[static_cast<size_t>(l.bias_param)], l.out.size);
+    };
+    auto norm = [&](const rmc::Norm& n) {
+      if (n.weight < 0) return;
+      fill(params[static_cast<size_t>(n.weight)], n.rows * n.features.size);
+      fill(params[static_cast<size_t>(n.bias_param)], n.rows * n.features.size);
+    };
+    linear(p.input), linear(p.input_gate), linear(p.memory_gate);
+    for (int64_t i = 0; i < p.unique_blocks; i++) {
+      const rmc::Block& block = p.block[i];
+      linear(block.qkv), linear(block.output);
+      norm(block.qkv_norm), norm(block.attention_norm), norm(block.mlp_norm);
+    }
+    for (int64_t i = 0; i < p.unique_layers; i++) linear(p.mlp[i]);
+    for (int index : {p.forget_bias_param, p.input_bias_param}) {
+      if (index >= 0) fill(params[static_cast<size_t>(index)], 1);
+    }
+    param_grads = params;
+    const int64_t slots = batch * p.N * p.D;
+    fill(x, batch * steps * p.n * p.I), fill(memory, slots), fill(reset_memory, slots);
+    fill(memories, slots * steps), fill(grad, slots * steps);
+    fill(dx, batch * steps * p.n * p.I), fill(dmemory, slots), fill(dreset, slots);
+    if (!p.live_inputs) fill(mask, batch * steps * p.H * p.N * p.S);
+    for (int64_t i = 0; i < batch; i++) lengths.push_back(i % (steps + 2) - 1 + steps / 2);
+    for (int64_t i = 0; i < batch * steps; i++) resets[i] = i % 5 == 2;
+    const rmc::ActivationSize size = rmc::kernels(isa, sizeof(T) == 8).activation_size(p);
+    activations.resize(static_cast<size_t>(steps * (batch * size.per_element + size.per_tile)) * sizeof(T) + 64);
+  }
+
+  void run(int threads, bool save, bool options) {
+    std::vector<const void*> inputs;
+    std::vector<void*> outputs;
+    for (auto& v : params) inputs.push_back(v.data());
+    for (auto& v : param_grads) outputs.push_back(v.data());
+    rmc::CellInputs in;
+    in.batch = batch, in.steps = steps, in.threads = threads;
+    in.x = x.data(), in.memory = memory.data(), in.params = inputs.data(), in.memories = memories.data();
+    if (options) {
+      in.lengths = lengths.data(), in.resets = resets, in.reset_memory = reset_memory.data();
+      if (!mask.empty()) in.dropout_mask = mask.data();
+    }
+    char* aligned = activations.data() + (64 - reinterpret_cast<uintptr_t>(activations.data()) % 64) % 64;
+    if (save) in.activations = aligned;
+    const rmc::Kernels& table = rmc::kernels(plan->isa, sizeof(T) == 8);
+    table.forward(*plan, in);
+    rmc::CellGradients out;
+    out.memories = grad.data(), out.x = dx.data(), out.memory = dmemory.data(), out.params = outputs.data();
+    if (options) out.reset_memory = dreset.data();
+    table.backward(*plan, in, out);
+  }
+
+  std::vector<T> results() const {
+    std::vector<T> all;
+    for (const auto* v : {&memories, &dx, &dmemory}) all.insert(all.end(), v->begin(), v->end());
+    for (const auto& v : param_grads) all.insert(all.end(), v.begin(), v.end());
+    return all;
+  }
+};
+
+template <class T>
+bool finite(const std::vector<T>& values) {
+  for (T value : values) {
+    if (!std::isfinite(value)) return false;
+  }
+  return true;
+}
+
+template <class T>
+bool same(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+template <class T>
+void test_cell(const Named& cell, rmc::Isa isa) {
+  const std::string what = std::string(cell.name) + " " + rmc::name(isa) + (sizeof(T) == 8 ? " double" : "");
+  for (auto [batch, steps] : {std::pair<int64_t, int64_t>{1, 1}, {37, 9}, {0, 3}, {2, 0}}) {
+    for (bool options : {false, true}) {
+      Problem<T> problem(cell.config, isa, batch, steps);
+      problem.run(1, false, options);
+      const std::vector<T> first = problem.results();
+      check(finite(first), what + " is finite");
+      problem.run(3, false, options);
+      check(same(first, problem.results()), what + ": three threads give the bits of one");
+      problem.run(2, true, options);
+      check(finite(problem.results()), what + " from saved activations is finite");
+    }
+  }
+}
+
+// Two callers at once, each with threads of its own.
+void test_callers(const Named& cell, rmc::Isa isa) {
+  Problem<float> one(cell.config, isa, 37, 5), other(cell.config, isa, 37, 5);
+  std::thread caller([&] { one.run(2, false, true); });
+  other.run(2, false, true);
+  caller.join();
+  check(same(one.results(), other.results()), "two callers do not meet");
+}
+
+void test_exceptions() {
+  for (int threads : {1, 3}) {
+    bool caught = false;
+    try {
+      rmc::parallel_for(8, threads, [](int64_t i) {
+        if (i == 5) throw std::bad_alloc();
+      });
+    } catch (const std::bad_alloc&) {
+      caught = true;
+    }
+    check(caught, "an exception leaves a parallel region as itself");
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const Named& cell : cells()) {
+    for (rmc::Isa isa : rmc::supported_isas()) {
+      if (isa != rmc::Isa::kAmx) test_cell<float>(cell, isa);
+    }
+    test_cell<double>(cell, rmc::Isa::kGeneric);
+  }
+  test_callers(cells().front(), rmc::supported_isas().back());
+  test_exceptions();
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}

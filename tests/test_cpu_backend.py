@@ -1,0 +1,429 @@
+"""The C++ CPU backend: parity with the reference on every instruction set, same bits where they are promised, edges."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from rmc_kernels.backends import cpu
+from rmc_kernels.backends.cpu import CpuBackend
+from rmc_kernels.backends.protocol import Call
+from rmc_kernels.backends.reference import ReferenceBackend
+from rmc_kernels.spec import CellSpec
+
+_C = pytest.importorskip("rmc_kernels._C")
+REFERENCE = ReferenceBackend()
+NOTHING = torch.empty(0, dtype=torch.uint8)
+ISAS = [isa for isa in _C.isas() if isa != "amx"]  # float32 products of "amx" are those of "avx512"
+sonnet = CellSpec.sonnet
+INF = float("inf")
+
+SPECS = {
+    "sonnet": sonnet(10, 4, 16, 2),
+    "sonnet_odd": sonnet(7, 5, 3, 4),
+    "sonnet_memory_gate": sonnet(9, 3, 8, 2, gate_style="memory"),
+    "sonnet_no_gate": sonnet(9, 3, 8, 2, gate_style=None),
+    "sonnet_blocks": sonnet(9, 3, 8, 2, num_blocks=3, attention_mlp_layers=3),
+    "sonnet_key_size": sonnet(9, 4, 16, 2, key_size=5),
+    "sonnet_matrix": sonnet(6, 3, 8, 2, input_rows=3),
+    "sonnet_matrix_blocks": sonnet(6, 3, 7, 2, input_rows=2, num_blocks=2, gate_style="memory"),
+    "sonnet_mlp1": sonnet(16, 4, 32, 4, attention_mlp_layers=1),
+    "sonnet_mlp5": sonnet(16, 4, 32, 4, attention_mlp_layers=5),
+    "sonnet_one_slot": sonnet(5, 1, 16, 1),
+    "sonnet_held": sonnet(9, 3, 8, 2, forget_bias=INF, input_bias=-INF),
+    "textbook": CellSpec.textbook(24, 4, 12, 2),
+    "textbook_projected": CellSpec.textbook(10, 3, 5, 2, mlp_layers=3),
+    "r2gen": CellSpec.r2gen(3, 24, 2),
+    "l0sg": CellSpec.l0sg(3, 8, 9, 2),
+    "l0sg_odd": CellSpec.l0sg(2, 3, 9, 3, num_blocks=2, gate_style="memory", attention_mlp_layers=3),
+    "l0sg_no_gate": CellSpec.l0sg(2, 16, 9, 2, gate_style=None, key_size=4),
+}
+
+
+def make(
+    spec: CellSpec, batch: int, steps: int, options: str = "", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[Call, Tensor]:
+    """A call with random tensors and a gradient; options: l(engths), r(esets)."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g, dtype=torch.float64)
+
+    params = []
+    for name, shape in spec.parameter_shapes.items():
+        scale = shape[-1] ** -0.5 if len(shape) == 2 and "norm" not in name else 0.2
+        params.append((draw(*shape) * scale + ("norm.weight" in name)).to(dtype))
+    x, memory = draw(batch, steps, *spec.input_shape), draw(batch, spec.mem_slots, spec.mem_size)
+    given: dict[str, Tensor] = {}
+    if "l" in options:
+        given["lengths"] = torch.randint(-1, steps + 3, (batch,), generator=g)
+    if "r" in options:
+        given["resets"] = torch.rand(batch, steps, generator=g) < 0.3
+        given["reset_memory"] = draw(batch, spec.mem_slots, spec.mem_size).to(dtype)
+    if spec.variant == "r2gen":
+        shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)
+        given["dropout_mask"] = ((torch.rand(shape, generator=g) < 0.9) / 0.9).to(dtype)
+    grad = draw(batch, steps, spec.mem_slots, spec.mem_size).to(dtype)
+    return Call(x.to(dtype), memory.to(dtype), tuple(params), **given), grad
+
+
+def to_double(call: Call) -> Call:
+    def cast(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.double()
+
+    x, memory, params = call.x.double(), call.memory.double(), tuple(p.double() for p in call.params)
+    return replace(
+        call, x=x, memory=memory, params=params, reset_memory=cast(call.reset_memory), dropout_mask=cast(call.dropout_mask)
+    )
+
+
+def everything(backend: CpuBackend | ReferenceBackend, spec: CellSpec, call: Call, grad: Tensor, save: bool = False) -> dict[str, Tensor]:
+    """Memories and all gradients, by name."""
+    needs = [True, True, call.reset_memory is not None] + [True] * len(call.params)
+    memories, activations = backend.forward(spec, call, save)
+    grads = backend.backward(spec, call, memories, activations, grad, needs)
+    names = ("x", "memory", "reset_memory", *spec.parameter_names)
+    return {"memories": memories} | {f"grad of {n}": g for n, g in zip(names, grads, strict=True)}
+
+
+def same_bits(a: dict[str, Tensor], b: dict[str, Tensor], only: tuple[str, ...] = ()) -> None:
+    for name in only or a:
+        assert torch.equal(a[name].nan_to_num(7), b[name].nan_to_num(7)), name
+
+
+def rms(t: Tensor) -> float:
+    return t.double().square().mean().sqrt().item() if t.numel() else 0.0
+
+
+def check_parity(backend: CpuBackend, spec: CellSpec, draws: list[tuple[Call, Tensor]], save: bool = False) -> None:
+    """Over all draws, the RMS error at most twice and the largest at most four times that of eager float32."""
+    errors: dict[str, list[Tensor]] = {}
+    allowed: dict[str, list[Tensor]] = {}
+    sizes: dict[str, list[Tensor]] = {}
+    for call, grad in draws:
+        exact = everything(REFERENCE, spec, to_double(call), grad.double())
+        eager, got = everything(REFERENCE, spec, call, grad), everything(backend, spec, call, grad, save)
+        for name, want in exact.items():
+            errors.setdefault(name, []).append((got[name].double() - want).flatten())
+            allowed.setdefault(name, []).append((eager[name].double() - want).flatten())
+            sizes.setdefault(name, []).append(want.flatten())
+    for name in sizes:
+        error, eager_error, size = (torch.cat(d[name]) for d in (errors, allowed, sizes))
+        if not size.numel():
+            continue
+        assert not error.isnan().any(), name
+        # The second bounds are for tensors of a handful of numbers, where the eager error is small by luck.
+        assert rms(error) <= max(2 * rms(eager_error), 1e-6 * rms(size)), name
+        assert error.abs().max() <= max(4 * eager_error.abs().max(), 4e-6 * size.abs().max()), name
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", SPECS)
+def test_parity_float32(name: str, isa: str) -> None:
+    spec = SPECS[name]
+    draws = [make(spec, 7, 5, "lr", seed=seed) for seed in range(3)] + [make(spec, 1, 1, seed=3)]
+    for save in (False, True):
+        check_parity(CpuBackend(isa), spec, draws, save)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_parity_double(name: str) -> None:
+    spec = SPECS[name]
+    for batch, steps, options in [(7, 5, "lr"), (2, 37, "r"), (1, 1, "")]:
+        call, grad = make(spec, batch, steps, options, torch.float64)
+        want = everything(REFERENCE, spec, call, grad)
+        for save in (False, True):
+            got = everything(CpuBackend(test_double=True), spec, call, grad, save)
+            for key in want:
+                torch.testing.assert_close(got[key], want[key], rtol=1e-10, atol=1e-11, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", [(64, 8, 1), (16, 64, 1), (8, 12, 3)], ids=str)
+def test_larger_sizes(isa: str, shape: tuple[int, int, int]) -> None:
+    head, slots, heads = shape
+    spec = sonnet(33, slots, head, heads)
+    check_parity(CpuBackend(isa), spec, [make(spec, 9, 12, "l")])
+
+
+def test_wide_memory() -> None:
+    spec = sonnet(40, 2, 256, 4)
+    check_parity(CpuBackend(), spec, [make(spec, 2, 2)])
+
+
+INVARIANT = ["sonnet_odd", "sonnet_matrix_blocks", "textbook", "r2gen", "l0sg"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", INVARIANT)
+def test_bits_do_not_depend_on_threads(name: str, isa: str, threads) -> None:
+    spec = SPECS[name]
+    call, grad = make(spec, 40, 30, "lr")
+    results = []
+    for count in (1, 2, 3, 1):
+        threads(count)
+        results += [everything(CpuBackend(isa), spec, call, grad, save) for save in (False, True)]
+    for result in results[1:]:
+        same_bits(results[0], result)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", INVARIANT)
+def test_bits_do_not_depend_on_the_batch(name: str, isa: str) -> None:
+    spec = SPECS[name]
+    call, grad = make(spec, 40, 6, "lr")
+    backend = CpuBackend(isa)
+    whole = everything(backend, spec, call, grad)
+
+    def rows(part: slice, tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[part]
+
+    for part in (slice(0, 1), slice(3, 20), slice(39, 40)):
+        some = Call(
+            call.x[part], call.memory[part], call.params, rows(part, call.lengths), rows(part, call.resets),
+            rows(part, call.reset_memory), rows(part, call.dropout_mask),
+        )  # fmt: skip
+        alone = everything(backend, spec, some, grad[part])
+        for key in ("memories", "grad of x", "grad of memory", "grad of reset_memory"):
+            assert torch.equal(alone[key], whole[key][part]), key
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", INVARIANT)
+def test_bits_do_not_depend_on_chunks_of_time(name: str, isa: str) -> None:
+    spec = SPECS[name]
+    call, grad = make(spec, 5, 23, "r")
+    backend = CpuBackend(isa)
+    whole = everything(backend, spec, call, grad)
+    cuts = [0, 1, 9, 23]
+    memory, pieces = call.memory, []
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        part = Call(
+            call.x[:, start:end], memory, call.params, None, call.resets[:, start:end], call.reset_memory,
+            None if call.dropout_mask is None else call.dropout_mask[:, start:end],
+        )  # fmt: skip
+        pieces.append((part, backend.forward(spec, part, False)[0]))
+        memory = pieces[-1][1][:, -1]
+    assert torch.equal(torch.cat([m for _, m in pieces], dim=1), whole["memories"])
+    carried = torch.zeros_like(call.memory)
+    for (part, memories), start, end in reversed(list(zip(pieces, cuts, cuts[1:], strict=False))):
+        given = grad[:, start:end].clone()
+        given[:, -1] += carried
+        needs = [True, True, True] + [False] * len(call.params)
+        x, carried, *_ = backend.backward(spec, part, memories, NOTHING, given, needs)
+        assert torch.equal(x, whole["grad of x"][:, start:end])
+    assert torch.equal(carried, whole["grad of memory"])
+
+
+def test_saved_activations_change_no_memory() -> None:
+    for spec in SPECS.values():
+        call, _ = make(spec, 7, 5, "lr")
+        assert torch.equal(CpuBackend().forward(spec, call, True)[0], CpuBackend().forward(spec, call, False)[0])
+
+
+@pytest.mark.parametrize("batch, steps", [(0, 3), (3, 0), (0, 0)])
+@pytest.mark.parametrize("name", ["sonnet", "l0sg", "textbook"])
+def test_empty(name: str, batch: int, steps: int) -> None:
+    spec = SPECS[name]
+    call, grad = make(spec, batch, steps, "lr" if batch and steps else "")
+    for save in (False, True):
+        for key, value in everything(CpuBackend(), spec, call, grad, save).items():
+            assert not value.any(), key
+
+
+def test_strides_and_needs() -> None:
+    spec = SPECS["sonnet"]
+    call, grad = make(spec, 4, 6, "r")
+    want = everything(CpuBackend(), spec, call, grad)
+    odd = replace(
+        call,
+        x=call.x.transpose(0, 1).contiguous().transpose(0, 1),
+        params=tuple(p.t().contiguous().t() if p.dim() == 2 else p for p in call.params),
+    )
+    same_bits(want, everything(CpuBackend(), spec, odd, grad.transpose(1, 2).contiguous().transpose(1, 2)))
+    memories = want["memories"]
+    for wanted in range(3 + len(call.params)):
+        needs = [i == wanted for i in range(3 + len(call.params))]
+        grads = CpuBackend().backward(spec, call, memories, NOTHING, grad, needs)
+        for i, (key, got) in enumerate(zip(list(want)[1:], grads, strict=True)):
+            assert torch.equal(got, want[key]) if i == wanted else got.numel() == 0
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_padding_does_not_matter(isa: str) -> None:
+    spec = SPECS["sonnet"]
+    call, grad = make(spec, 7, 5, "lr")
+    assert call.lengths is not None
+    want = everything(CpuBackend(isa), spec, call, grad)
+    past = torch.arange(5) >= call.lengths[:, None]
+    poisoned = call.x.clone()
+    poisoned[past] = float("nan")
+    got = everything(CpuBackend(isa), spec, replace(call, x=poisoned), grad)
+    same_bits(want, got)
+    assert not got["grad of x"][past].any()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", SPECS)
+def test_nan_stays_in_its_element(name: str, isa: str) -> None:
+    spec = SPECS[name]
+    if name == "sonnet_held":
+        pytest.skip("its gates let nothing in")
+    call, _ = make(spec, 5, 4)
+    clean = CpuBackend(isa).forward(spec, call, False)[0]
+    x = call.x.clone()
+    x[2, 1] = float("nan")
+    got = CpuBackend(isa).forward(spec, replace(call, x=x), False)[0]
+    want = REFERENCE.forward(spec, replace(call, x=x), False)[0]
+    assert torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(got[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_closed_gates_hold_the_memory(isa: str) -> None:
+    spec = SPECS["sonnet_held"]
+    call, grad = make(spec, 3, 5)
+    result = everything(CpuBackend(isa), spec, call, grad)
+    assert torch.equal(result["memories"], call.memory[:, None].expand_as(result["memories"]))
+    assert all(value.isfinite().all() for value in result.values())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("function, bound", [(0, 1.2e-7), (1, 2e-7), (2, 2.5e-7)], ids=["exp", "sigmoid", "tanh"])
+def test_vector_math(isa: str, function: int, bound: float) -> None:
+    exact = (torch.exp, torch.sigmoid, torch.tanh)[function]
+    small = torch.logspace(-37, 1, 20001)
+    x = torch.cat([torch.linspace(-86, 86, 400_001), small, -small])
+    y = torch.empty_like(x)
+    _C.vector_math(isa, function, x.data_ptr(), y.data_ptr(), x.numel())
+    want = exact(x.double())
+    assert ((y.double() - want) / want).abs().max() <= bound
+    edges = torch.tensor([INF, -INF, float("nan"), 0.0, -0.0, 200.0, -200.0])
+    got = torch.empty_like(edges)
+    _C.vector_math(isa, function, edges.data_ptr(), got.data_ptr(), edges.numel())
+    want32 = exact(edges)
+    torch.testing.assert_close(got, want32, rtol=0, atol=1e-37, equal_nan=True)
+    assert got[:2].tolist() == want32[:2].tolist()
+
+
+def test_one_parallel_region(threads) -> None:
+    spec = SPECS["sonnet"]
+    call, grad = make(spec, 64, 12)
+    threads(2)
+    before = _C.parallel_regions()
+    memories, _ = CpuBackend().forward(spec, call, False)
+    assert _C.parallel_regions() - before == 1
+    CpuBackend().backward(spec, call, memories, NOTHING, grad, [True, True, False] + [True] * len(call.params))
+    assert _C.parallel_regions() - before <= 3  # the recurrence, and adding up the slices of the weight gradients
+    threads(1)
+    before = _C.parallel_regions()
+    CpuBackend().forward(spec, call, False)
+    assert _C.parallel_regions() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forked_child_runs_serially(threads) -> None:
+    spec = SPECS["sonnet"]
+    call, grad = make(spec, 40, 4)
+    threads(2)
+    want = everything(CpuBackend(), spec, call, grad)  # the pool exists from here on
+    child = os.fork()
+    if child == 0:
+        before = _C.parallel_regions()
+        got = everything(CpuBackend(), spec, call, grad)
+        equal = all(torch.equal(want[k], got[k]) for k in want)
+        os._exit(0 if equal and _C.parallel_regions() == before else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_python_threads_do_not_meet(threads) -> None:
+    threads(2)
+    jobs = [(SPECS[name], *make(SPECS[name], 20, 10, "lr", seed=i)) for i, name in enumerate(["sonnet", "l0sg", "r2gen"])]
+    want = [everything(CpuBackend(), *job) for job in jobs]
+    got: dict[int, dict[str, Tensor]] = {}
+
+    def work(i: int) -> None:
+        for _ in range(5):
+            got[i] = everything(CpuBackend(), *jobs[i])
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for i, result in enumerate(want):
+        same_bits(result, got[i])
+
+
+def test_frozen_weights() -> None:
+    spec = SPECS["sonnet"]
+    call, grad = make(spec, 3, 4)
+    want = everything(CpuBackend(), spec, call, grad)
+    with cpu.frozen_weights(call.params):
+        for _ in range(2):
+            same_bits(want, everything(CpuBackend(), spec, call, grad))
+        other, other_grad = make(spec, 3, 4, seed=1)
+        fresh = everything(CpuBackend(), spec, other, other_grad)
+        call.params[0].add_(1)
+        with pytest.raises(RuntimeError, match="frozen_weights"):
+            CpuBackend().forward(spec, call, False)
+    same_bits(fresh, everything(CpuBackend(), spec, other, other_grad))
+    assert not torch.equal(CpuBackend().forward(spec, call, False)[0], want["memories"])
+
+
+def test_refuses() -> None:
+    backend, spec = CpuBackend(), SPECS["sonnet"]
+    assert backend.unavailable() is None
+    assert backend.refuses(spec, torch.float32, torch.device("cpu")) is None
+    assert backend.refuses(spec, torch.bfloat16, torch.device("cpu")) == "float32 only, got torch.bfloat16"
+    assert backend.refuses(spec, torch.float64, torch.device("cpu")) is not None
+    assert "CPU" in str(backend.refuses(spec, torch.float32, torch.device("cuda:0")))
+
+
+def test_unknown_instruction_set() -> None:
+    call, _ = make(SPECS["sonnet"], 1, 1)
+    with pytest.raises(ValueError, match="isa: got 'mmx', this machine and build support generic"):
+        CpuBackend("mmx").forward(SPECS["sonnet"], call, False)
+
+
+def test_environment_forces_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMC_KERNELS_ISA", "generic")
+    cpu.cell.cache_clear()
+    try:
+        assert cpu.cell(SPECS["sonnet"], False, "").isa == "generic"
+    finally:
+        cpu.cell.cache_clear()
+
+
+def test_activation_size_covers_every_batch() -> None:
+    for spec in SPECS.values():
+        backend = CpuBackend()
+        sizes = [backend.activation_size(spec, batch, 3, torch.float32) for batch in range(1, 70)]
+        assert all(b > a for a, b in zip(sizes, sizes[1:], strict=False))
+        for batch in (1, 2, 21, 40):  # C++ refuses a buffer that is too small
+            call, _ = make(spec, batch, 3)
+            backend.forward(spec, call, True)
+
+
+def test_profile_adds_up() -> None:
+    call, _ = make(SPECS["sonnet"], 4, 4)
+    _C.profile_enable(True)
+    _C.profile()
+    CpuBackend().forward(SPECS["sonnet"], call, False)
+    _C.profile_enable(False)
+    phases = _C.profile()
+    assert phases["qkv"] > 0
+    assert phases["back_qkv"] == 0
