@@ -94,7 +94,7 @@ gpu:
 	@$(MAKE) --no-print-directory site
 	@mkdir -p benchmarks/results
 	$(SAY) "verify"
-	cd build/site && $(PYTHON) -m rmc_kernels verify --device cuda --out "$(CURDIR)/benchmarks/results"
+	cd build/site && $(PYTHON) -m rmc_kernels verify --device cuda --json "$(CURDIR)/benchmarks/results/verify-cuda.json"
 	$(SAY) "benchmark"
 	cd build/site && $(PYTHON) -m rmc_kernels bench --device cuda --out "$(CURDIR)/benchmarks/results"
 

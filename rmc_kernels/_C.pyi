@@ -41,3 +41,59 @@ def bandwidth(bytes: int, seconds: float = 0.2) -> float:
     Returns:
         GB/s.
     """
+
+class PackedWeights:
+    """Parameters in the layout of the kernels. Made by `Cell.pack`."""
+
+class Cell:
+    """One cell, planned for an instruction set. `rmc_kernels.backends.cpu` is its only caller.
+
+    Tensors are passed as addresses (`data_ptr()`, 0 for none) of contiguous memory; shapes are not checked.
+    """
+
+    def __init__(self, spec: dict[str, object], is_double: bool, isa: str) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def activation_bytes(self) -> tuple[int, int]:
+        """`(a, b)`: saved activations take `steps * (batch * a + b)` bytes."""
+    def pack(self, params: list[int], backward: bool) -> PackedWeights: ...
+    def forward(
+        self,
+        sizes: tuple[int, int, int],
+        inputs: tuple[int, ...],
+        params: tuple[int, ...],
+        packed: PackedWeights | None,
+        memories: int,
+        activations: int,
+        activation_bytes: int,
+    ) -> None:
+        """`sizes` is batch, steps, threads; `inputs` x, memory, lengths, resets, reset_memory, dropout_mask."""
+    def backward(
+        self,
+        sizes: tuple[int, int, int],
+        inputs: tuple[int, ...],
+        params: tuple[int, ...],
+        packed: PackedWeights | None,
+        memories: int,
+        activations: int,
+        activation_bytes: int,
+        grads: tuple[int, int, int, int],
+        param_grads: tuple[int, ...],
+    ) -> None:
+        """`grads` is the given gradient of the memories, then where those of x, memory, reset_memory go."""
+
+def parallel_regions() -> int:
+    """Returns how many parallel regions this process has entered."""
+
+def profile_enable(on: bool, /) -> None:
+    """Turns the clocks of `profile` on or off."""
+
+def profile() -> dict[str, int]:
+    """Returns nanoseconds of CPU time per phase of the cell since the last call, over all threads."""
+
+def vector_math(isa: str, function: int, x: int, y: int, count: int, /) -> None:
+    """Writes exp (0), sigmoid (1) or tanh (2) of float32 numbers at address `x` to address `y`; for tests."""
+
+def time_gemm(isa: str, rows: int, inputs: int, outputs: int, repeats: int, /) -> float:
+    """Returns the least CPU seconds of one float32 product [rows, inputs] x [inputs, outputs] of the cell's GEMM."""

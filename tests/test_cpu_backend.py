@@ -78,11 +78,18 @@ def to_double(call: Call) -> Call:
 
     x, memory, params = call.x.double(), call.memory.double(), tuple(p.double() for p in call.params)
     return replace(
-        call, x=x, memory=memory, params=params, reset_memory=cast(call.reset_memory), dropout_mask=cast(call.dropout_mask)
+        call,
+        x=x,
+        memory=memory,
+        params=params,
+        reset_memory=cast(call.reset_memory),
+        dropout_mask=cast(call.dropout_mask),
     )
 
 
-def everything(backend: CpuBackend | ReferenceBackend, spec: CellSpec, call: Call, grad: Tensor, save: bool = False) -> dict[str, Tensor]:
+def everything(
+    backend: CpuBackend | ReferenceBackend, spec: CellSpec, call: Call, grad: Tensor, save: bool = False
+) -> dict[str, Tensor]:
     """Memories and all gradients, by name."""
     needs = [True, True, call.reset_memory is not None] + [True] * len(call.params)
     memories, activations = backend.forward(spec, call, save)
@@ -147,7 +154,9 @@ def test_parity_double(name: str) -> None:
         for save in (False, True):
             got = everything(CpuBackend(test_double=True), spec, call, grad, save)
             for key in want:
-                torch.testing.assert_close(got[key], want[key], rtol=1e-10, atol=1e-11, msg=lambda m, k=key: f"{k}: {m}")
+                torch.testing.assert_close(
+                    got[key], want[key], rtol=1e-10, atol=1e-11, msg=lambda m, k=key: f"{k}: {m}"
+                )
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -351,7 +360,9 @@ def test_forked_child_runs_serially(threads) -> None:
 
 def test_python_threads_do_not_meet(threads) -> None:
     threads(2)
-    jobs = [(SPECS[name], *make(SPECS[name], 20, 10, "lr", seed=i)) for i, name in enumerate(["sonnet", "l0sg", "r2gen"])]
+    jobs = [
+        (SPECS[name], *make(SPECS[name], 20, 10, "lr", seed=i)) for i, name in enumerate(["sonnet", "l0sg", "r2gen"])
+    ]
     want = [everything(CpuBackend(), *job) for job in jobs]
     got: dict[int, dict[str, Tensor]] = {}
 

@@ -25,11 +25,11 @@ struct TileRows {
 template <class V>
 struct BlockActivations {
   using T = typename V::T;
-  Panels<V> input;     // rows that enter the block
-  Panels<V> raw;       // q | k | v before its LayerNorm; joint norms replace it by the normalised values
-  Panels<V> qkv;       // after it
-  Panels<V> attended;  // concatenated heads, before an output projection
-  Panels<V> mixed;     // after attention, residual and norm: the MLP's input
+  Panels<V> input;               // rows that enter the block
+  Panels<V> raw;                 // q | k | v before its LayerNorm; joint norms replace it by the normalised values
+  Panels<V> qkv;                 // after it
+  Panels<V> attended;            // concatenated heads, before an output projection
+  Panels<V> mixed;               // after attention, residual and norm: the MLP's input
   Panels<V> mixed_hat, out_hat;  // normalised values before the affine part
   T *qkv_rstd = nullptr, *mixed_rstd = nullptr, *out_rstd = nullptr;  // per row, or per element for joint norms
   T* weights = nullptr;                                               // attention [steps, elements, S, lanes]

@@ -21,8 +21,8 @@ struct StridedRow {
 // `a_stride` and `b_stride` are columns between heads; `width` columns are multiplied.
 template <class V>
 void head_products(const Plan& plan, const StridedRow<typename V::T>* a, int64_t a_column, int64_t a_stride,
-                   const StridedRow<typename V::T>* b, int64_t b_column, int64_t b_stride, int64_t width,
-                   int64_t lane, typename V::T* out) {
+                   const StridedRow<typename V::T>* b, int64_t b_column, int64_t b_stride, int64_t width, int64_t lane,
+                   typename V::T* out) {
   using T = typename V::T;
   constexpr int W = V::W;
   const int64_t pairs = plan.H * plan.Q - lane;

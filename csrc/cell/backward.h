@@ -73,9 +73,7 @@ class Backward {
     return p;
   }
 
-  const T* dout(int64_t e, int64_t t) const {
-    return static_cast<const T*>(out_.memories) + tile_.memory_offset(e, t);
-  }
+  const T* dout(int64_t e, int64_t t) const { return static_cast<const T*>(out_.memories) + tile_.memory_offset(e, t); }
 
   // Starts the memory's gradient with everything that arrives past the last step of the tile.
   void frozen_tail(Buffers& b) {
@@ -143,8 +141,7 @@ class Backward {
   void regate(Buffers& b, int64_t s, int64_t r) const {
     const int64_t p = s * tile_.rows.slots.count, e = r / plan_.N;
     gate_row<V, true>(plan_, b.inputs.gates.row(0, b.inputs.pair_index(s, e)), b.inputs.gates.chunk_stride(),
-                      b.now.gates.row(p, r),
-                      b.candidate.row(s * tile_.rows.live.count, e * plan_.Q + r % plan_.N),
+                      b.now.gates.row(p, r), b.candidate.row(s * tile_.rows.live.count, e * plan_.Q + r % plan_.N),
                       b.now.candidate_tanh.row(p, r), nullptr, b.now.memory.height, nullptr, nullptr);
   }
 
@@ -156,7 +153,8 @@ class Backward {
       T* to = out_.reset_memory ? static_cast<T*>(out_.reset_memory) + (tile_.first + e) * plan_.N * plan_.D : nullptr;
       for (int64_t i = 0; i < plan_.N; i++) {
         T* d = b.grads.memory.row(0, e * plan_.N + i);
-        for (int64_t c = 0; to && c < plan_.D; c++) to[i * plan_.D + c] += d[c / W * b.grads.memory.chunk_stride() + c % W];
+        for (int64_t c = 0; to && c < plan_.D; c++)
+          to[i * plan_.D + c] += d[c / W * b.grads.memory.chunk_stride() + c % W];
         load_row<V>(nullptr, 0, plan_.Dp, b.grads.memory.height, d);
       }
     }
@@ -177,9 +175,8 @@ class Backward {
     if (!plan_.live_inputs) {
       const Block& block = plan_.block_at(0);
       if (plan_.config.qkv_norm) {
-        norm_rows_back<V>({g.input_qkv, 0}, {b.inputs.raw, 0}, true, b.inputs.rstd,
-                          Affine<T>(block.qkv_norm, w.packed), sums_ + block.qkv_norm.grad_gamma,
-                          sums_ + block.qkv_norm.grad_beta, rows, rows.count);
+        norm_rows_back<V>({g.input_qkv, 0}, {b.inputs.raw, 0}, true, b.inputs.rstd, Affine<T>(block.qkv_norm, w.packed),
+                          sums_ + block.qkv_norm.grad_gamma, sums_ + block.qkv_norm.grad_beta, rows, rows.count);
       }
       gemm(g.input_qkv, 0, w.transposed(block.qkv), nullptr, g.input_u, 0, rows.count, Start::kBias);
     }

@@ -204,8 +204,7 @@ void register_cell(py::module_& m) {
       .def("forward", &Cell::forward)
       .def("backward", &Cell::backward);
   m.def("parallel_regions", &parallel_regions, "How many parallel regions were entered so far.");
-  m.def(
-      "profile_enable", [](bool on) { profile().enabled = on; }, "Turns the phase timers on or off.");
+  m.def("profile_enable", [](bool on) { profile().enabled = on; }, "Turns the phase timers on or off.");
   m.def("profile", &read_profile, "Nanoseconds of CPU time per phase since the last call, over all threads.");
   m.def(
       "vector_math",

@@ -21,9 +21,9 @@ struct BlockGradients {
 template <class V>
 struct ChunkGradients {
   using T = typename V::T;
-  Panels<V> gates;                          // of the slots
-  Panels<V> input_qkv, input_gates;         // of the input rows of the chunk
-  Panels<V> input_u, input_x, input_flat;   // of the projected input, the input, and u as one row per step
+  Panels<V> gates;                         // of the slots
+  Panels<V> input_qkv, input_gates;        // of the input rows of the chunk
+  Panels<V> input_u, input_x, input_flat;  // of the projected input, the input, and u as one row per step
   Panels<V> dout, residual, hidden, carry, from_gates, memory;  // of one step
   BlockGradients<V> first;
   int64_t block_stride = 0;

@@ -11,12 +11,12 @@ template <class V>
 class InputRows {
  public:
   using T = typename V::T;
-  Panels<V> x, u;     // [steps, elements, n] rows; the same where there is no projection
-  Panels<V> flat;     // [steps, elements] rows of n Dp columns: u again where n = 1
-  Panels<V> raw, qkv; // before and after the LayerNorm; one buffer unless kept
-  Panels<V> gates;    // [steps, elements] rows
+  Panels<V> x, u;      // [steps, elements, n] rows; the same where there is no projection
+  Panels<V> flat;      // [steps, elements] rows of n Dp columns: u again where n = 1
+  Panels<V> raw, qkv;  // before and after the LayerNorm; one buffer unless kept
+  Panels<V> gates;     // [steps, elements] rows
   T* rstd = nullptr;
-  Rows rows, pairs;   // of all steps together
+  Rows rows, pairs;  // of all steps together
 
   InputRows(const Plan& plan, int64_t elements, bool keep) : plan_(plan), elements_(elements), keep_(keep) {}
 
@@ -44,7 +44,8 @@ class InputRows {
     const Weights<V>& w = tile.weights;
     for (int64_t s = 0; s < steps; s++) {
       for (int64_t e = 0; e < elements_; e++) {
-        const T* from = static_cast<const T*>(tile.in.x) + ((tile.first + e) * tile.in.steps + t0 + s) * plan_.n * plan_.I;
+        const T* from =
+            static_cast<const T*>(tile.in.x) + ((tile.first + e) * tile.in.steps + t0 + s) * plan_.n * plan_.I;
         for (int64_t i = 0; i < plan_.n; i++) {
           load_row<V>(tile.runs(e, t0 + s) ? from + i * plan_.I : nullptr, plan_.I, plan_.Ip, x.height,
                       x.row(0, row_index(s, e, i)));

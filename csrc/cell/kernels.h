@@ -16,13 +16,13 @@ struct CellInputs {
   const void* x = nullptr;       // [B, T, n, I]
   const void* memory = nullptr;  // [B, N, D]
   const void* const* params = nullptr;
-  const int64_t* lengths = nullptr;      // [B]
-  const bool* resets = nullptr;          // [B, T]
-  const void* reset_memory = nullptr;    // [B, N, D]
-  const void* dropout_mask = nullptr;    // [B, T, H, N, S]
-  const void* packed = nullptr;          // packed weights to use instead of packing `params`
-  void* memories = nullptr;              // [B, T, N, D]; written by forward, read by backward
-  void* activations = nullptr;           // null, or what forward saves and backward reads
+  const int64_t* lengths = nullptr;    // [B]
+  const bool* resets = nullptr;        // [B, T]
+  const void* reset_memory = nullptr;  // [B, N, D]
+  const void* dropout_mask = nullptr;  // [B, T, H, N, S]
+  const void* packed = nullptr;        // packed weights to use instead of packing `params`
+  void* memories = nullptr;            // [B, T, N, D]; written by forward, read by backward
+  void* activations = nullptr;         // null, or what forward saves and backward reads
 };
 
 struct CellGradients {
@@ -49,7 +49,7 @@ struct Kernels {
   void (*forward)(const Plan&, const CellInputs&);
   void (*backward)(const Plan&, const CellInputs&, const CellGradients&);
   ActivationSize (*activation_size)(const Plan&);
-  void (*apply)(int function, const void* x, void* y, int64_t count);  // exp, sigmoid, tanh: for tests
+  void (*apply)(int function, const void* x, void* y, int64_t count);              // exp, sigmoid, tanh: for tests
   double (*gemm)(int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats);  // least CPU seconds of one product
 };
 

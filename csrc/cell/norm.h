@@ -60,8 +60,8 @@ inline void scale_row(const typename V::T* y, typename V::T mean, typename V::T 
 }
 
 template <class V>
-inline typename V::T add_and_sum(const typename V::T* y, const typename V::T* residual, int64_t columns,
-                                 int32_t height, typename V::T* out) {
+inline typename V::T add_and_sum(const typename V::T* y, const typename V::T* residual, int64_t columns, int32_t height,
+                                 typename V::T* out) {
   return sum_chunks<V>(columns, [&](int64_t c, V total) {
     V x = V::load(y + c * height);
     if (residual) x = x + V::load(residual + c * height);
@@ -137,14 +137,15 @@ void norm_elements(const Window<V>& y, const Window<V>& residual, const Affine<t
       if (rstd) rstd[s * rstd_stride + e] = scale;
       for (int64_t i = 0; i < live; i++) {
         const int64_t r = e * live + i, shift = i * affine.row_stride;
-        scale_row<V>(out.at(p, r), mean, scale, affine.gamma + shift, affine.beta + shift, affine, height,
-                     hat.at(p, r), out.at(p, r));
+        scale_row<V>(out.at(p, r), mean, scale, affine.gamma + shift, affine.beta + shift, affine, height, hat.at(p, r),
+                     out.at(p, r));
       }
     }
   }
 }
 
-// ---- Backward: dx = rstd (g - mean(g) - hat mean(g hat)), g = dy gamma ------------------------------------------------
+// ---- Backward: dx = rstd (g - mean(g) - hat mean(g hat)), g = dy gamma
+// ------------------------------------------------
 
 template <class T>
 struct NormSums {
@@ -196,8 +197,8 @@ inline void norm_back_row(typename V::T* d, const typename V::T* hat, typename V
 // `hat_is_raw`: hat still has to be multiplied with rstd (a centred projection that was kept as it came).
 template <class V>
 void norm_rows_back(const Window<V>& d, const Window<V>& hat, bool hat_is_raw, const typename V::T* rstd,
-                    const Affine<typename V::T>& affine, typename V::T* dgamma, typename V::T* dbeta,
-                    const Rows& rows, int64_t panels) {
+                    const Affine<typename V::T>& affine, typename V::T* dgamma, typename V::T* dbeta, const Rows& rows,
+                    int64_t panels) {
   using T = typename V::T;
   const int32_t height = rows.height;
   NormSums<T> sums[4];
@@ -230,8 +231,8 @@ void norm_elements_back(const Window<V>& d, const Window<V>& hat, const typename
     NormSums<T> total = {0, 0}, row;
     for (int64_t i = 0; i < live; i++) {
       const int64_t r = e * live + i, shift = i * affine.row_stride;
-      norm_back_sums<V, 1>(d.at(0, r), hat.at(0, r), &one, affine.gamma + shift, affine.columns, height,
-                           dgamma + shift, dbeta + shift, &row);
+      norm_back_sums<V, 1>(d.at(0, r), hat.at(0, r), &one, affine.gamma + shift, affine.columns, height, dgamma + shift,
+                           dbeta + shift, &row);
       total.g += row.g;
       total.gh += row.gh;
     }

@@ -74,7 +74,7 @@ struct Plan {
   int64_t unique_blocks = 0, unique_layers = 0;
   int forget_bias_param = -1, input_bias_param = -1;
   int64_t params = 0;
-  int64_t means = 0;  // offset in the packed weights of room for the means of one Linear
+  int64_t means = 0;                             // offset in the packed weights of room for the means of one Linear
   int64_t forward_weights = 0, all_weights = 0;  // elements of the packed weights, without and with the transposes
   int64_t gradient_size = 0;                     // elements of one gradient accumulator; those of norms come first:
   int64_t norm_gradient_size = 0;

@@ -97,16 +97,15 @@ class Step {
     find_keys(a.qkv, range.at + s, range.input + s, e, inputs_.qkv, scratch_.keys);
     const Panels<V>& to = plan_.config.output_projection ? a.attended : a.mixed;
     const int64_t p = (range.at + s) * live().count;
-    for (int64_t i = 0; i < plan_.Q; i++)
-      scratch_.outputs[i] = {to.row(p, e * plan_.Q + i), to.chunk_stride()};
+    for (int64_t i = 0; i < plan_.Q; i++) scratch_.outputs[i] = {to.row(p, e * plan_.Q + i), to.chunk_stride()};
     T* weights = a.weights + ((range.at + s) * tile_.rows.elements + e) * plan_.S * plan_.lanes;
     const T* mask = tile_.runs(e, range.time + s) ? tile_.mask(e, range.time + s) : nullptr;
     attend(plan_, scratch_, weights, mask);
   }
 
   // `spare` takes the output of the last layer where nothing has to be kept.
-  void mlp(const BlockActivations<V>& a, const Block& block, bool keep, const StepRange& range,
-           const Panels<V>& spare, const Window<V>& target) {
+  void mlp(const BlockActivations<V>& a, const Block& block, bool keep, const StepRange& range, const Panels<V>& spare,
+           const Window<V>& target) {
     const int64_t p = first(range), panels = range.count * live().count;
     Window<V> from{a.mixed, p};
     for (int64_t l = 0; l < plan_.L; l++) {
@@ -114,8 +113,8 @@ class Step {
       const bool last = l + 1 == plan_.L, relu = !last || plan_.config.relu_last;
       const bool kept = !last || (relu && keep);
       const Window<V> to = kept ? Window<V>{a.layer(l, keep), p} : Window<V>{spare, 0};
-      gemm(from.matrix, from.first, tile_.weights.matrix(layer), tile_.weights.bias(layer), to.matrix, to.first,
-           panels, Start::kBias, relu);
+      gemm(from.matrix, from.first, tile_.weights.matrix(layer), tile_.weights.bias(layer), to.matrix, to.first, panels,
+           Start::kBias, relu);
       from = to;
     }
     tile_.clock.end(Phase::kMlp);
@@ -123,8 +122,8 @@ class Step {
   }
 
   // out = y + residual, normalised where the variant does.
-  void combine(const Window<V>& y, const Window<V>& residual, const Norm& n, const Window<V>& hat,
-               const Window<V>& out, T* rstd, const StepRange& range) {
+  void combine(const Window<V>& y, const Window<V>& residual, const Norm& n, const Window<V>& hat, const Window<V>& out,
+               T* rstd, const StepRange& range) {
     if (n.weight >= 0) {
       norm(y, residual, n, false, hat, out, rstd, range);
     } else if (residual.matrix) {
@@ -146,8 +145,7 @@ class Step {
                        plan_.Q, range.count);
     } else {
       norm_rows<V>(y, residual, affine, centred, hat, out,
-                   rstd ? rstd + range.at * live().count * live().height : nullptr, live(),
-                   range.count * live().count);
+                   rstd ? rstd + range.at * live().count * live().height : nullptr, live(), range.count * live().count);
     }
   }
 

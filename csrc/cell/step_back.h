@@ -114,8 +114,7 @@ class StepBack {
     }
     for (int64_t e = 0; e < tile_.rows.elements; e++) attend_element_back(a, g, bg, heads, s, e, time);
     tile_.clock.end(Phase::kBackAttention);
-    norm({bg.qkv, p}, {a.raw, p}, s, a.qkv_rstd, !plan_.config.joint_norm,
-         params.qkv_norm);
+    norm({bg.qkv, p}, {a.raw, p}, s, a.qkv_rstd, !plan_.config.joint_norm, params.qkv_norm);
     tile_.clock.end(Phase::kBackNorm);
     gemm(bg.qkv, p, w.transposed(params.qkv), nullptr, g.dout, 0, panels,
          plan_.config.attention_residual ? Start::kAccumulate : Start::kBias);

@@ -59,9 +59,7 @@ struct Tile {
     return length < 0 ? 0 : length < in.steps ? length : in.steps;
   }
   bool runs(int64_t e, int64_t t) const { return t < ends(e); }
-  bool resets(int64_t e, int64_t t) const {
-    return in.resets && runs(e, t) && in.resets[(first + e) * in.steps + t];
-  }
+  bool resets(int64_t e, int64_t t) const { return in.resets && runs(e, t) && in.resets[(first + e) * in.steps + t]; }
 
   const T* initial_memory(int64_t e) const { return memory_of(in.memory, e); }
   const T* reset_memory(int64_t e) const { return memory_of(in.reset_memory, e); }

@@ -31,10 +31,26 @@ enum class Phase {
   kCount
 };
 
-constexpr const char* kPhaseNames[] = {
-    "pack",          "load",           "input",      "qkv",       "qkv_norm",       "attention", "output",
-    "norm",          "mlp",            "gate_product", "gates",   "back_gates",     "back_norm", "back_mlp",
-    "back_attention", "back_qkv",      "back_gate_product", "back_input", "weight_gradient", "reduce"};
+constexpr const char* kPhaseNames[] = {"pack",
+                                       "load",
+                                       "input",
+                                       "qkv",
+                                       "qkv_norm",
+                                       "attention",
+                                       "output",
+                                       "norm",
+                                       "mlp",
+                                       "gate_product",
+                                       "gates",
+                                       "back_gates",
+                                       "back_norm",
+                                       "back_mlp",
+                                       "back_attention",
+                                       "back_qkv",
+                                       "back_gate_product",
+                                       "back_input",
+                                       "weight_gradient",
+                                       "reduce"};
 
 struct Profile {
   std::atomic<bool> enabled{false};

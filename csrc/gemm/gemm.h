@@ -1,8 +1,9 @@
 // C = A W + bias on panels, W packed by gemm/pack.h.
 //
-// Every element of C is one chain of multiply-adds in the order of k, started from the bias (or zero, or C itself),
-// whatever the panel height and the number of columns a kernel takes, and also where k is split in blocks. So a row's
-// result depends on that row alone: not on its neighbours, the tile, the threads, or how a sequence was cut.
+// Every element of C is one chain of multiply-adds in the order of k per block of 256 (the first starts from the bias),
+// and the blocks are added in order: whatever the panel height and the number of columns a kernel takes. So a row's
+// result depends on that row alone: not on its neighbours, the tile, the threads, or how a sequence was cut. A single
+// chain would do too, but at D = 1024 its error was 2.8 times that of a plain PyTorch loop.
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -25,14 +26,9 @@ inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* 
   V acc[R][C];
 #pragma GCC unroll 4
   for (int j = 0; j < C; j++) {
-    if (accumulate) {
+    const V start = bias ? V::load(bias + j * W) : V::zero();
 #pragma GCC unroll 16
-      for (int r = 0; r < R; r++) acc[r][j] = V::load(c + (j * R + r) * W);
-    } else {
-      const V start = bias ? V::load(bias + j * W) : V::zero();
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) acc[r][j] = start;
-    }
+    for (int r = 0; r < R; r++) acc[r][j] = start;
   }
   for (int64_t chunk = 0; chunk < k; chunk += W) {
 #pragma GCC unroll 4
@@ -58,8 +54,10 @@ inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* 
   for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
     for (int j = 0; j < C; j++) {
-      const V y = relu ? max(V::zero(), acc[r][j]) : acc[r][j];  // a NaN stays one
-      y.store(c + (j * R + r) * W);
+      typename V::T* to = c + (j * R + r) * W;
+      V y = accumulate ? V::load(to) + acc[r][j] : acc[r][j];
+      if (relu) y = max(V::zero(), y);  // a NaN stays one
+      y.store(to);
     }
   }
 }
@@ -90,8 +88,7 @@ void gemm(const Panels<V>& a, int64_t first_a, const typename V::T* weights, con
   const GemmKernel<V> two = gemm_kernel_of<V, 2>(height), one = gemm_kernel_of<V, 1>(height);
   GemmKernel<V> four = nullptr;
   if constexpr (V::kWideRows > 0) {
-    if (height <= V::kWideRows)
-      four = gemm_kernel_of<V, 4>(height, std::make_integer_sequence<int, V::kWideRows>());
+    if (height <= V::kWideRows) four = gemm_kernel_of<V, 4>(height, std::make_integer_sequence<int, V::kWideRows>());
   }
   for (int64_t k0 = 0; k0 < K; k0 += kBlockK) {
     const int64_t k = K - k0 < kBlockK ? K - k0 : kBlockK;
@@ -100,7 +97,7 @@ void gemm(const Panels<V>& a, int64_t first_a, const typename V::T* weights, con
       const int64_t left = chunks - j, take = left >= 4 && four ? 4 : left >= 2 ? 2 : 1;
       const GemmKernel<V> kernel = take == 4 ? four : take == 2 ? two : one;
       const T* w = weights + j * W * K + k0 * (take == 1 ? 1 : 2) * W;
-      const T* b = bias ? bias + j * W : nullptr;
+      const T* b = bias && k0 == 0 ? bias + j * W : nullptr;
       for (int64_t p = 0; p < count; p++) {
         kernel(k, a.panel(first_a + p) + k0 * height, w, 2 * W * K, b, accumulate, relu && last,
                c.panel(first_c + p) + j * height * W);

@@ -2,8 +2,8 @@
 //     element (r, c) at  panel(r / height) + (c / W) * height * W + (r % height) * W + c % W.
 // What a GEMM kernel touches is then base + constant (no row strides), and its result is directly the operand of the
 // next. Panels are some cache lines further apart than their size: otherwise the same columns of all panels (what a
-// weight gradient reads) share a few sets of the L1 cache. Half the height was best of the simple rules: at most 10 lines
-// in a set for all heights and widths in use, against 16 with one line, where weight gradients ran at a third.
+// weight gradient reads) share a few sets of the L1 cache. Half the height was best of the simple rules: at most 10
+// lines in a set for all heights and widths in use, against 16 with one line, where weight gradients ran at a third.
 #pragma once
 #include <cstdint>
 

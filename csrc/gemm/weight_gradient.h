@@ -1,6 +1,6 @@
 // dW += dY^T X over the rows of a chunk, both operands read as the panels that the step left behind. Rows are taken in
-// blocks, summed from zero and then added: the block of X that a kernel sweep rereads stays in the L1 cache (16 KB), and
-// two levels keep the error of a long sum down.
+// blocks, summed from zero and then added: the block of X that a kernel sweep rereads stays in the L1 cache (16 KB),
+// and two levels keep the error of a long sum down.
 #pragma once
 #include <cstdint>
 
@@ -14,8 +14,8 @@ constexpr int64_t kGradientRows = 128;
 // A block of R outputs and C vectors of inputs, added to `out` ([outputs, stride]). `in_step` is the place of the first
 // panel in its step.
 template <class V, int R, int C>
-inline void weight_gradient_kernel(const typename V::T* dy, int64_t dy_stride, const typename V::T* x,
-                                   int64_t x_stride, int64_t x_chunk, const Rows& rows, int64_t in_step, int64_t panels,
+inline void weight_gradient_kernel(const typename V::T* dy, int64_t dy_stride, const typename V::T* x, int64_t x_stride,
+                                   int64_t x_chunk, const Rows& rows, int64_t in_step, int64_t panels,
                                    typename V::T* out, int64_t out_stride) {
   constexpr int W = V::W;
   V acc[R][C];

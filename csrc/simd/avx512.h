@@ -10,9 +10,9 @@ namespace RMC_ISA {
 struct Simd {
   using T = float;
   static constexpr int W = 16;
-  static constexpr int kMaxRows = 14;   // GEMM: 14 x 2 accumulators, 2 weights and a broadcast fill 31 registers
-  static constexpr int kWideRows = 6;   // up to here 4 columns of vectors: 24 accumulators
-  static constexpr int kGradRows = 8;   // weight gradients: outputs per kernel, two vectors of inputs each
+  static constexpr int kMaxRows = 14;  // GEMM: 14 x 2 accumulators, 2 weights and a broadcast fill 31 registers
+  static constexpr int kWideRows = 6;  // up to here 4 columns of vectors: 24 accumulators
+  static constexpr int kGradRows = 8;  // weight gradients: outputs per kernel, two vectors of inputs each
   __m512 v;
 
   static Simd load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -65,10 +65,8 @@ struct Simd {
       const __m512d a = _mm512_castps_pd(t[2 * i]), b = _mm512_castps_pd(t[2 * i + 1]);
       u[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
     }
-    const __m512 a =
-        _mm512_add_ps(_mm512_shuffle_f32x4(u[0], u[1], 0x88), _mm512_shuffle_f32x4(u[0], u[1], 0xdd));
-    const __m512 b =
-        _mm512_add_ps(_mm512_shuffle_f32x4(u[2], u[3], 0x88), _mm512_shuffle_f32x4(u[2], u[3], 0xdd));
+    const __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(u[0], u[1], 0x88), _mm512_shuffle_f32x4(u[0], u[1], 0xdd));
+    const __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(u[2], u[3], 0x88), _mm512_shuffle_f32x4(u[2], u[3], 0xdd));
     return {_mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd))};
   }
 

@@ -46,8 +46,8 @@ std::vector<Named> cells() {
   r2gen.input_size = 15, r2gen.key_size = 5, r2gen.input_projection = false;
   r2gen.output_projection = r2gen.relu_last = true;
   r2gen.qkv_norm = r2gen.attention_norm = r2gen.mlp_norm = false;
-  return {{"sonnet", sonnet}, {"dense", dense}, {"matrix", matrix}, {"l0sg", l0sg}, {"textbook", textbook},
-          {"r2gen", r2gen}};
+  return {{"sonnet", sonnet}, {"dense", dense},       {"matrix", matrix},
+          {"l0sg", l0sg},     {"textbook", textbook}, {"r2gen", r2gen}};
 }
 
 template <class T>
