@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -130,7 +133,7 @@ def check_parity(backend: CpuBackend, spec: CellSpec, draws: list[tuple[Call, Te
 
 
 @pytest.fixture
-def threads():
+def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -154,9 +157,30 @@ def test_parity_double(name: str) -> None:
         for save in (False, True):
             got = everything(CpuBackend(test_double=True), spec, call, grad, save)
             for key in want:
-                torch.testing.assert_close(
-                    got[key], want[key], rtol=1e-10, atol=1e-11, msg=lambda m, k=key: f"{k}: {m}"
-                )
+                assert torch.allclose(got[key], want[key], rtol=1e-10, atol=1e-11), key
+
+
+@pytest.mark.parametrize("name", ["sonnet_odd", "sonnet_matrix_blocks", "textbook_projected", "l0sg_odd"])
+def test_finite_differences(name: str) -> None:
+    """gradcheck of the C++ schedule itself, without a reference."""
+    spec, backend = SPECS[name], CpuBackend(test_double=True)
+    call, _ = make(spec, 2, 2, "r", torch.float64)
+
+    class Unroll(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, memory: Tensor, reset_memory: Tensor, *params: Tensor) -> Tensor:
+            ctx.call = replace(call, x=x, memory=memory, reset_memory=reset_memory, params=params)
+            ctx.memories, _ = backend.forward(spec, ctx.call, False)
+            return ctx.memories.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+            needs = [True] * (3 + len(ctx.call.params))
+            return tuple(backend.backward(spec, ctx.call, ctx.memories, NOTHING, grad, needs))
+
+    assert call.reset_memory is not None
+    inputs = [t.clone().requires_grad_() for t in (call.x, call.memory, call.reset_memory, *call.params)]
+    assert torch.autograd.gradcheck(Unroll.apply, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -177,7 +201,7 @@ INVARIANT = ["sonnet_odd", "sonnet_matrix_blocks", "textbook", "r2gen", "l0sg"]
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", INVARIANT)
-def test_bits_do_not_depend_on_threads(name: str, isa: str, threads) -> None:
+def test_bits_do_not_depend_on_threads(name: str, isa: str, threads: Callable[[int], None]) -> None:
     spec = SPECS[name]
     call, grad = make(spec, 40, 30, "lr")
     results = []
@@ -216,9 +240,10 @@ def test_bits_do_not_depend_on_chunks_of_time(name: str, isa: str) -> None:
     call, grad = make(spec, 5, 23, "r")
     backend = CpuBackend(isa)
     whole = everything(backend, spec, call, grad)
+    assert call.resets is not None
     cuts = [0, 1, 9, 23]
     memory, pieces = call.memory, []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         part = Call(
             call.x[:, start:end], memory, call.params, None, call.resets[:, start:end], call.reset_memory,
             None if call.dropout_mask is None else call.dropout_mask[:, start:end],
@@ -227,7 +252,7 @@ def test_bits_do_not_depend_on_chunks_of_time(name: str, isa: str) -> None:
         memory = pieces[-1][1][:, -1]
     assert torch.equal(torch.cat([m for _, m in pieces], dim=1), whole["memories"])
     carried = torch.zeros_like(call.memory)
-    for (part, memories), start, end in reversed(list(zip(pieces, cuts, cuts[1:], strict=False))):
+    for (part, memories), start, end in reversed(list(zip(pieces, cuts[:-1], cuts[1:], strict=True))):
         given = grad[:, start:end].clone()
         given[:, -1] += carried
         needs = [True, True, True] + [False] * len(call.params)
@@ -327,7 +352,7 @@ def test_vector_math(isa: str, function: int, bound: float) -> None:
     assert got[:2].tolist() == want32[:2].tolist()
 
 
-def test_one_parallel_region(threads) -> None:
+def test_one_parallel_region(threads: Callable[[int], None]) -> None:
     spec = SPECS["sonnet"]
     call, grad = make(spec, 64, 12)
     threads(2)
@@ -344,7 +369,7 @@ def test_one_parallel_region(threads) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_forked_child_runs_serially(threads) -> None:
+def test_forked_child_runs_serially(threads: Callable[[int], None]) -> None:
     spec = SPECS["sonnet"]
     call, grad = make(spec, 40, 4)
     threads(2)
@@ -358,7 +383,7 @@ def test_forked_child_runs_serially(threads) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_python_threads_do_not_meet(threads) -> None:
+def test_python_threads_do_not_meet(threads: Callable[[int], None]) -> None:
     threads(2)
     jobs = [
         (SPECS[name], *make(SPECS[name], 20, 10, "lr", seed=i)) for i, name in enumerate(["sonnet", "l0sg", "r2gen"])
@@ -423,7 +448,7 @@ def test_activation_size_covers_every_batch() -> None:
     for spec in SPECS.values():
         backend = CpuBackend()
         sizes = [backend.activation_size(spec, batch, 3, torch.float32) for batch in range(1, 70)]
-        assert all(b > a for a, b in zip(sizes, sizes[1:], strict=False))
+        assert all(b > a for a, b in pairwise(sizes))
         for batch in (1, 2, 21, 40):  # C++ refuses a buffer that is too small
             call, _ = make(spec, batch, 3)
             backend.forward(spec, call, True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import rmc_kernels.reference
+from rmc_kernels.compat import sonnet
 from tests import golden
 
 FILES = golden.files()
@@ -46,7 +47,7 @@ def test_outputs_and_gradients(path: Path) -> None:
         assert _error(output, vector.outputs) <= memory_tolerance
     if vector.final is not None:
         assert _error(final, vector.final) <= memory_tolerance
-    time_major = vector.compat is golden.sonnet
+    time_major = vector.compat is sonnet
     theirs = torch.tensor(vector.raw["grad_inputs"])
     assert _error(grad_x, theirs.transpose(0, 1) if time_major else theirs) <= gradient_tolerance
     assert _error(grad_memory, torch.tensor(vector.raw["grad_initial_memory"])) <= gradient_tolerance
@@ -65,7 +66,7 @@ def test_seeded_gradients(path: Path) -> None:
     vector = golden.load(path)
     _run(vector)
     name = json.loads(str(vector.raw["config"]))["name"]
-    for tf_name, gradient in golden.sonnet.export_variables(vector.layer, gradients=True).items():
+    for tf_name, gradient in sonnet.export_variables(vector.layer, gradients=True).items():
         theirs = torch.tensor(vector.raw[f"gradprobe/{tf_name}"])
         probes = golden.probe(name, tf_name, gradient.shape)
         ours = (probes * torch.tensor(gradient)).reshape(4, -1).sum(1)

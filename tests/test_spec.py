@@ -42,7 +42,7 @@ def test_json_round_trip(name: str) -> None:
 
 
 def test_numpy_integers_are_taken() -> None:
-    spec = CellSpec.sonnet(np.int64(5), 3, np.int32(4))  # type: ignore[arg-type]
+    spec = CellSpec.sonnet(np.int64(5), 3, np.int32(4))
     assert spec == CellSpec.sonnet(5, 3, 4)
     assert type(spec.input_size) is int
 
