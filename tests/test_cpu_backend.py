@@ -171,7 +171,8 @@ def test_finite_differences(name: str) -> None:
         def forward(ctx: Any, x: Tensor, memory: Tensor, reset_memory: Tensor, *params: Tensor) -> Tensor:
             ctx.call = replace(call, x=x, memory=memory, reset_memory=reset_memory, params=params)
             ctx.memories, _ = backend.forward(spec, ctx.call, False)
-            return ctx.memories.clone()
+            memories: Tensor = ctx.memories.clone()
+            return memories
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
