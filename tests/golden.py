@@ -64,6 +64,11 @@ def load(path: Path) -> Vector:
     return _port(raw, CellSpec.l0sg(**config["constructor"]), l0sg)
 
 
+def tolerances(vector: Vector) -> tuple[float, float]:
+    """Memories, gradients: float64 files to rounding; of the float32 file, gradients reach 80."""
+    return (1e-10, 1e-8) if vector.inputs.dtype == torch.float64 else (1e-5, 1e-5 * 80)
+
+
 def _port(raw: dict[str, Any], spec: CellSpec, compat: ModuleType) -> Vector:
     layer = RelationalMemory.from_spec(spec, dtype=torch.float64).eval()
     compat.load_variables(layer, {name[4:]: value for name, value in raw.items() if name.startswith("var/")})

@@ -33,15 +33,10 @@ def _run(vector: golden.Vector) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return output.detach(), final.detach(), x.grad, memory.grad
 
 
-def _tolerances(vector: golden.Vector) -> tuple[float, float]:
-    """Memories, gradients: float64 files to rounding; of the float32 file, gradients reach 80."""
-    return (1e-10, 1e-8) if vector.inputs.dtype == torch.float64 else (1e-5, 1e-5 * 80)
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_outputs_and_gradients(path: Path) -> None:
     vector = golden.load(path)
-    memory_tolerance, gradient_tolerance = _tolerances(vector)
+    memory_tolerance, gradient_tolerance = golden.tolerances(vector)
     output, final, grad_x, grad_memory = _run(vector)
     if vector.outputs is not None:
         assert _error(output, vector.outputs) <= memory_tolerance

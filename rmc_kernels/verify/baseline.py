@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -42,11 +42,13 @@ class Baseline:
         drawn: the tensors.
         exact: the float64 results, by name.
         eager: the errors of the eager run, by name.
+        weights: what errors are multiplied by, by name; empty for 1.
     """
 
     drawn: Draw
     exact: Mapping[str, Tensor]
     eager: Mapping[str, Errors]
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def finite(self) -> bool:
@@ -79,7 +81,11 @@ class Baseline:
             KeyError, ValueError: a result is missing, or of another shape.
         """
         exact = _exact(self.drawn, flips) if flips else self.exact
-        return errors_of(results, exact)
+        return self.weighted(errors_of(results, exact))
+
+    def weighted(self, errors: Mapping[str, Errors]) -> dict[str, Errors]:
+        """The errors in the measure in which those of several draws are pooled."""
+        return {name: found.times(self.weights.get(name, 1.0)) for name, found in errors.items()}
 
 
 def baselines(case: Case, seed: int, device: str, *, pooled: bool = True) -> list[Baseline] | str:
@@ -95,15 +101,26 @@ def baselines(case: Case, seed: int, device: str, *, pooled: bool = True) -> lis
         return f"no yardstick: eager PyTorch is not finite in {case.dtype}"
     if not pooled:
         return first
-    limits = {name: OUTLIER * _median([base.rounding[name] for base in first]) for name in first[0].exact}
+    typical = {name: _median([base.rounding[name] for base in first]) for name in first[0].exact}
     found: list[Baseline] = []
     for number in range(4 * wanted):
         base = _baseline(case, 1000 * seed + number, device)
-        if base.finite and all(base.rounding[name] <= limit for name, limit in limits.items()):
-            found.append(base)
+        if base.finite and all(base.rounding[name] <= OUTLIER * usual for name, usual in typical.items()):
+            found.append(_weighted(base, typical))
         if len(found) == wanted:
             return found
     return "no yardstick: rounding does too different things to different draws"
+
+
+def _weighted(base: Baseline, typical: Mapping[str, float]) -> Baseline:
+    """A draw whose errors count as if rounding did no more to it than to the typical one.
+
+    Without weights the worst-conditioned draw would be most of a pool, and its largest error all of it. Draws on which
+    rounding does little are not raised: how little, a scalar's two noisy runs cannot tell.
+    """
+    weights = {name: min(1.0, typical[name] / size) for name, size in base.rounding.items() if size > 0}
+    weighted = replace(base, weights=weights)
+    return replace(weighted, eager=weighted.weighted(base.eager))
 
 
 def draws_needed(case: Case) -> int:

@@ -61,6 +61,11 @@ class Errors:
             max(part.eps for part in parts),
         )
 
+    def times(self, weight: float) -> Errors:
+        """The errors of the tensor multiplied by `weight`."""
+        largest, scale = self.largest * weight, self.scale * weight
+        return Errors(self.elements, self.sum_squares * weight**2, largest, scale, self.eps)
+
     @property
     def rms(self) -> float:
         """Root mean square of the errors."""
