@@ -69,7 +69,7 @@ def _parity_cases() -> list[Any]:
 def test_parity(backend: str, device: str, dtype: str, name: str, option: str) -> None:
     spec, options = SPECS[name], OPTIONS[option]
     case = VerifyCase(
-        spec, dtype, 2, 3, lengths="lengths" in options, resets="resets" in options, dropout_mask=spec.dropout > 0
+        spec, dtype, 5, 5, lengths="lengths" in options, resets="resets" in options, dropout_mask=spec.dropout > 0
     )
     result = check_case(case, backend, device=device)
     assert result.status == "right", (result.reason, result.misses)
@@ -78,7 +78,7 @@ def test_parity(backend: str, device: str, dtype: str, name: str, option: str) -
 @pytest.mark.parametrize("name", ["blocks", "matrix", "textbook", "r2gen"])
 @pytest.mark.parametrize("backend, device, dtype", FLOAT32)
 def test_parity_with_saved_activations(backend: str, device: str, dtype: str, name: str) -> None:
-    result = check_case(VerifyCase(SPECS[name], dtype, 2, 3, lengths=True, resets=True, recompute="none"), backend)
+    result = check_case(VerifyCase(SPECS[name], dtype, 5, 5, lengths=True, resets=True, recompute="none"), backend)
     assert result.status == "right", (result.reason, result.misses)
 
 
