@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import CellSpec
+from rmc_kernels.autograd import RelationalMemoryFunction
 from rmc_kernels.backends import Call
 from rmc_kernels.functional import HALF_TYPES
 from rmc_kernels.verify import Case as VerifyCase
@@ -63,6 +64,15 @@ class Case:
         """As a backend is given it."""
         params = tuple(self.params[name] for name in self.spec.parameter_names)
         return Call(self.x, self.memory, params, **self.options)
+
+    def through_function(self, backend: str) -> Tensor:
+        """The memories by the autograd function, which `relational_memory` leaves out for the reference."""
+        call = self.call()
+        memories: Tensor = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
+            self.spec, backend, False, call.lengths, call.resets, call.dropout_mask,
+            call.x, call.memory, call.reset_memory, *call.params,
+        )  # fmt: skip
+        return memories
 
     def leaves(self) -> dict[str, Tensor]:
         """Every tensor that has a gradient, by name."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import RelationalMemory, backends, explain, relational_memory
-from rmc_kernels.autograd import RelationalMemoryFunction
 from rmc_kernels.read_heads import KINDS
 from rmc_kernels.verify import Case as VerifyCase
 from rmc_kernels.verify import check_case, criterion
@@ -34,16 +33,6 @@ def _serving() -> list[Any]:
 
 SERVING = _serving()
 FLOAT32 = [serving for serving in SERVING if serving.values[2] == "float32"]
-
-
-def _run(case: Case, backend: str) -> Tensor:
-    """Through the autograd function, which `relational_memory` leaves out for the reference."""
-    call = case.call()
-    memories: Tensor = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
-        case.spec, backend, False, call.lengths, call.resets, call.dropout_mask,
-        call.x, call.memory, call.reset_memory, *call.params,
-    )  # fmt: skip
-    return memories
 
 
 def _gradients(case: Case, memories: Tensor) -> dict[str, Tensor]:
@@ -107,7 +96,7 @@ def test_read_heads(backend: str, device: str, dtype: str, kind: str) -> None:
 @pytest.mark.parametrize("backend, device, dtype", SERVING)
 def test_chunks_equal_the_whole_bit_for_bit(backend: str, device: str, dtype: str, name: str) -> None:
     case = draw(SPECS[name], ("lengths", "resets"), dtype=getattr(torch, dtype), steps=6)
-    whole = _run(case, backend)
+    whole = case.through_function(backend)
     memory, parts = case.memory, []
     for a, b in ((0, 1), (1, 4), (4, 6)):
         options = dict(case.options)
@@ -115,7 +104,7 @@ def test_chunks_equal_the_whole_bit_for_bit(backend: str, device: str, dtype: st
         for key in ("resets", "dropout_mask"):
             if key in options:
                 options[key] = options[key][:, a:b]
-        part = _run(Case(case.spec, case.x[:, a:b], memory, case.params, options), backend)
+        part = Case(case.spec, case.x[:, a:b], memory, case.params, options).through_function(backend)
         memory = part[:, -1]
         parts.append(part)
     assert torch.equal(torch.cat(parts, 1), whole)
@@ -126,7 +115,7 @@ def test_chunks_equal_the_whole_bit_for_bit(backend: str, device: str, dtype: st
 @pytest.mark.parametrize("backend, device, dtype", FLOAT32)
 def test_empty_and_single(backend: str, device: str, dtype: str, name: str, batch: int, steps: int) -> None:
     case = draw(SPECS[name], ("lengths", "resets"), batch=batch, steps=steps, dtype=torch.float32, requires_grad=True)
-    memories = _run(case, backend)
+    memories = case.through_function(backend)
     assert memories.shape == (batch, steps, case.spec.mem_slots, case.spec.mem_size)
     gradients = _gradients(case, memories)
     expected = _gradients(case, relational_memory(**case.arguments(), backend="reference")[0])
@@ -137,9 +126,9 @@ def test_empty_and_single(backend: str, device: str, dtype: str, name: str, batc
 @pytest.mark.parametrize("backend, device, dtype", FLOAT32)
 def test_repeats_bit_for_bit(backend: str, device: str, dtype: str) -> None:
     case = draw(SPECS["blocks"], ("lengths", "resets"), dtype=torch.float32, requires_grad=True)
-    first = _run(case, backend)
+    first = case.through_function(backend)
     gradients = _gradients(case, first)
-    again = _run(case, backend)
+    again = case.through_function(backend)
     assert torch.equal(first, again)
     for name, value in _gradients(case, again).items():
         assert torch.equal(value, gradients[name]), name
@@ -148,11 +137,11 @@ def test_repeats_bit_for_bit(backend: str, device: str, dtype: str) -> None:
 @pytest.mark.parametrize("backend, device, dtype", FLOAT32)
 def test_only_the_gradients_asked_for(backend: str, device: str, dtype: str) -> None:
     case = draw(SPECS["sonnet"], ("resets",), dtype=torch.float32, requires_grad=True)
-    everything = _gradients(case, _run(case, backend))
+    everything = _gradients(case, case.through_function(backend))
     for name in ("x", "memory", "reset_memory", "mlp.1.weight", "memory_gate.bias"):
         for other, leaf in case.leaves().items():
             leaf.requires_grad_(other == name)
-        memories = _run(case, backend)
+        memories = case.through_function(backend)
         weight = torch.linspace(-1, 1, memories.numel()).view_as(memories)
         (found,) = torch.autograd.grad((memories * weight).sum(), [case.leaves()[name]])
         torch.testing.assert_close(found, everything[name])
@@ -161,7 +150,7 @@ def test_only_the_gradients_asked_for(backend: str, device: str, dtype: str) -> 
 @pytest.mark.parametrize("backend, device, dtype", FLOAT32)
 def test_double_backward_names_the_reference(backend: str, device: str, dtype: str) -> None:
     case = draw(SPECS["sonnet"], dtype=torch.float32, requires_grad=True)
-    (grad,) = torch.autograd.grad(_run(case, backend).square().sum(), [case.x], create_graph=True)
+    (grad,) = torch.autograd.grad(case.through_function(backend).square().sum(), [case.x], create_graph=True)
     with pytest.raises(RuntimeError, match='backend="reference"'):
         grad.sum().backward()
 
@@ -170,7 +159,7 @@ def test_double_backward_names_the_reference(backend: str, device: str, dtype: s
 def test_nan_in_gives_nan_out(backend: str, device: str, dtype: str) -> None:
     case = draw(SPECS["sonnet"], dtype=torch.float32)
     case.x[1, 2, 0] = float("nan")
-    memories = _run(case, backend)
+    memories = case.through_function(backend)
     assert memories[1, 2:].isnan().all()
     assert memories[1, :2].isfinite().all()
     assert memories[[0, 2]].isfinite().all()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rmc_kernels import CellSpec, RelationalMemory, RelationalMemoryCell, relational_memory
-from rmc_kernels.layers import _MemoryModule
+from rmc_kernels.module import MemoryModule
 from tests.cases import SPECS
 
 BATCH, STEPS = 4, 6
@@ -281,9 +281,9 @@ def test_repr_names_the_sizes(layer: RelationalMemory) -> None:
 
 
 @pytest.mark.parametrize("cls", [RelationalMemory, RelationalMemoryCell])
-def test_from_spec_gives_every_variant(cls: type[_MemoryModule]) -> None:
+def test_from_spec_gives_every_variant(cls: type[MemoryModule]) -> None:
     for spec in SPECS.values():
-        made = cls.from_spec(spec)  # type: ignore[attr-defined]
+        made = cls.from_spec(spec)
         assert made.spec is spec
         shape = spec.input_shape if cls is RelationalMemoryCell else (2, *spec.input_shape)
         assert made(torch.randn(3, *shape))[1].shape == (3, spec.mem_slots, spec.mem_size)

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from rmc_kernels import RelationalMemory, backends
-from rmc_kernels.autograd import RelationalMemoryFunction
 from rmc_kernels.backends import Call
 from tests.cases import SPECS, Case, draw
 
@@ -22,15 +21,6 @@ def _forward_arguments(case: Case, backend: str, save: bool) -> tuple[Any, ...]:
     call = case.call()
     tensors = (call.x, call.memory, list(call.params), call.lengths, call.resets, call.reset_memory, call.dropout_mask)
     return (*tensors, case.spec.as_json, backend, save)
-
-
-def _apply(case: Case, backend: str) -> Tensor:
-    call = case.call()
-    memories: Tensor = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
-        case.spec, backend, False, call.lengths, call.resets, call.dropout_mask,
-        call.x, call.memory, call.reset_memory, *call.params,
-    )  # fmt: skip
-    return memories
 
 
 @pytest.mark.parametrize("permuted", [False, True])
@@ -62,7 +52,7 @@ def test_plain_eager_calls_bypass_the_operators(backend: str, monkeypatch: pytes
             raise AssertionError(f"operator {name} was called")
 
     monkeypatch.setattr(torch.ops, "rmc_kernels", Forbidden())
-    _apply(case, backend).sum().backward()
+    case.through_function(backend).sum().backward()
     assert case.x.grad is not None
 
 
@@ -71,7 +61,7 @@ def test_make_fx_records_the_operators(backend: str) -> None:
     case = draw(SPECS["sonnet"], dtype=torch.float32)
 
     def run(x: Tensor) -> Tensor:
-        return _apply(Case(case.spec, x, case.memory, case.params, {}), backend)
+        return Case(case.spec, x, case.memory, case.params, {}).through_function(backend)
 
     graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(case.x)
     assert any("unroll_forward" in str(node.target) for node in graph.graph.nodes)
@@ -82,9 +72,9 @@ def test_make_fx_records_the_operators(backend: str) -> None:
 def test_compiled_gradients_equal_eager_ones(backend: str) -> None:
     case = draw(SPECS["sonnet"], ("lengths", "resets"), batch=3, steps=4, dtype=torch.float32, requires_grad=True)
     torch._dynamo.reset()
-    compiled = torch.compile(_apply, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(Case.through_function, fullgraph=True, backend="aot_eager")
     leaves = tuple(case.leaves().values())
-    memories, expected = compiled(case, backend), _apply(case, backend)
+    memories, expected = compiled(case, backend), case.through_function(backend)
     torch.testing.assert_close(memories, expected)
     ours = torch.autograd.grad(memories.square().sum(), leaves)
     theirs = torch.autograd.grad(expected.square().sum(), leaves)
@@ -130,7 +120,7 @@ def test_the_function_saves_only_inputs_and_memories() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        memories = _apply(case, "reference")
+        memories = case.through_function("reference")
     call: Call = case.call()
     inputs = sum(tensor.numel() for tensor in (call.x, call.memory, *call.params))
     assert sum(sizes) == 4 * (inputs + memories.numel())

@@ -1,0 +1,234 @@
+"""What the layer and the cell share: parameters, initial memory, read head, choice of backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rmc_kernels import backends, errors, initial
+from rmc_kernels.functional import HALF_TYPES, RECOMPUTE, Options, compute_dtype, relational_memory, with_attention
+from rmc_kernels.read_heads import ReadHead
+from rmc_kernels.spec import CellSpec, GateStyle
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+#: Arguments of nn.LSTM and its like that an RMC does not have, with what to do instead.
+_INSTEAD = {
+    "num_layers": "stack several layers: the output of one is the input of the next; num_blocks attends repeatedly "
+    "within one step",
+    "bidirectional": "run a second layer over the sequence reversed in time and concatenate the outputs",
+    "hidden_size": "the memory has mem_slots slots of num_heads * head_size units",
+    "proj_size": "put a Linear behind the layer, or choose another read_head",
+    "dropout": "put nn.Dropout around the layer; attention dropout belongs to CellSpec.r2gen",
+    "bias": "every Linear of the cell has a bias",
+    "nonlinearity": "the cell's nonlinearities are part of its definition",
+}
+
+
+class _Weights(nn.Module):
+    """A node of the parameter tree: holds parameters and nodes, computes nothing."""
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={tuple(value.shape)}" for name, value in self.named_parameters(recurse=False))
+
+
+class MemoryModule(nn.Module):
+    """What the layer and the cell share: parameters, initial memory, read head, choice of backend."""
+
+    spec: CellSpec
+
+    def __init__(
+        self,
+        input_size: int,
+        mem_slots: int,
+        head_size: int,
+        num_heads: int = 1,
+        *,
+        num_blocks: int = 1,
+        gate_style: GateStyle | None = "unit",
+        attention_mlp_layers: int = 2,
+        key_size: int | None = None,
+        forget_bias: float = 1.0,
+        input_bias: float = 0.0,
+        input_rows: int | None = None,
+        initial_memory: str = "identity",
+        read_head: str = "concat",
+        backend: str = "auto",
+        recompute: str = "full",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        _refuse(type(self), unknown)
+        spec = CellSpec.sonnet(
+            input_size, mem_slots, head_size, num_heads, num_blocks, forget_bias, input_bias, gate_style,
+            attention_mlp_layers, key_size, input_rows,
+        )  # fmt: skip
+        self._setup(spec, initial_memory, read_head, backend, recompute, device, dtype)
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: CellSpec,
+        *,
+        initial_memory: str = "identity",
+        read_head: str = "concat",
+        backend: str = "auto",
+        recompute: str = "full",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **unknown: Any,
+    ) -> Self:
+        """A layer or cell of any variant; arguments as in the constructor."""
+        _refuse(cls, unknown)
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._setup(spec, initial_memory, read_head, backend, recompute, device, dtype)
+        return made
+
+    def _setup(
+        self,
+        spec: CellSpec,
+        initial_memory: str,
+        read_head: str,
+        backend: str,
+        recompute: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        if not isinstance(spec, CellSpec):
+            raise TypeError(f"spec takes a CellSpec, got {errors.describe(spec)}")
+        errors.one_of("initial_memory", initial_memory, initial.MEMORY_MODES)
+        errors.one_of("backend", backend, backends.CHOICES)
+        errors.one_of("recompute", recompute, RECOMPUTE)
+        if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
+            raise TypeError(f"dtype takes a floating-point torch.dtype or None, got {errors.describe(dtype)}")
+        self.spec, self.backend, self.recompute = spec, backend, recompute
+        self.initial_memory_mode = initial_memory
+        self._leaves: list[tuple[nn.Module, str]] = []
+        for name, shape in spec.parameter_shapes.items():
+            *path, leaf = name.split(".")
+            owner: nn.Module = self
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, _Weights())
+                owner = owner.get_submodule(part)
+            owner.register_parameter(leaf, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            self._leaves.append((owner, leaf))
+        shape = (spec.mem_slots, spec.mem_size)
+        learned = torch.empty(shape, device=device, dtype=dtype) if initial_memory == "learned" else None
+        self.learned_memory = None if learned is None else nn.Parameter(learned)
+        self.read_head = ReadHead(read_head, *shape, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter again, as at construction; a learned memory starts as the identity."""
+        with torch.no_grad():
+            for name, value in self._parameters_by_name().items():
+                initial.parameter_(name, value, self.spec)
+            if self.learned_memory is not None:
+                learned = self.learned_memory
+                learned.copy_(initial.memory("identity", self.spec, 1, learned.device, learned.dtype)[0])
+        self.read_head.reset_parameters()
+
+    def initial_memory(self, batch_size: int) -> Tensor:
+        """The memory a sequence starts from and a reset loads: [batch_size, N, D], float32 for half-type parameters.
+
+        "learned" gives the learned memory, with gradient; "normal" draws anew at every call.
+        """
+        return self._initial_memory(errors.positive_int("batch_size", batch_size, minimum=0))
+
+    def _initial_memory(self, batch_size: int) -> Tensor:
+        """As `initial_memory`; under compile the batch size is symbolic."""
+        owner, leaf = self._leaves[0]
+        like: Tensor = getattr(owner, leaf)
+        dtype = torch.float32 if like.dtype in HALF_TYPES else like.dtype
+        if self.learned_memory is not None:
+            return self.learned_memory.to(dtype).expand(batch_size, -1, -1)
+        return initial.memory(self.initial_memory_mode, self.spec, batch_size, like.device, dtype)
+
+    @property
+    def output_size(self) -> int:
+        """Features of one step's output."""
+        return self.read_head.output_size
+
+    @contextmanager
+    def frozen_weights(self) -> Iterator[None]:
+        """Let a backend keep its packed copy of the weights for all calls inside the block (inference, acting).
+
+        A change to a parameter inside the block raises RuntimeError at the next call where torch's version counter
+        sees it; a fused optimizer or a write through `.data` is not seen: leave the block before training on.
+        """
+        with backends.frozen_weights(list(self._parameters_by_name().values())):
+            yield
+
+    def extra_repr(self) -> str:
+        """The cell's sizes and the options that differ from the defaults."""
+        spec = self.spec
+        shown = [f"{spec.variant!r}"] + [f"{name}={getattr(spec, name)}" for name in ("input_size", "mem_slots")]
+        shown += [f"head_size={spec.head_size}", f"num_heads={spec.num_heads}"]
+        default = {"num_blocks": 1, "gate_style": "unit", "attention_mlp_layers": 2, "input_rows": None}
+        shown += [f"{name}={getattr(spec, name)!r}" for name, value in default.items() if getattr(spec, name) != value]
+        if spec.key_width != spec.head_size:
+            shown.append(f"key_size={spec.key_size}")
+        return ", ".join([*shown, f"initial_memory={self.initial_memory_mode!r}", f"backend={self.backend!r}"])
+
+    def _parameters_by_name(self) -> dict[str, Tensor]:
+        values = [getattr(owner, leaf) for owner, leaf in self._leaves]
+        return dict(zip(self.spec.parameter_names, values, strict=True))
+
+    def _leading_axes(self, x: Tensor, axes: str) -> int:
+        """How many axes stand before one step's input: all of `axes`, or one fewer where x is unbatched."""
+        sizes = self.spec.input_shape
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x takes a tensor {self._input_layout(axes)}, got {errors.describe(x)}")
+        extra, most = x.dim() - len(sizes), axes.count(",") + 1
+        if extra not in (most - 1, most) or x.shape[extra:] != sizes:
+            raise ValueError(f"x takes shape {self._input_layout(axes)}, or without B; got {tuple(x.shape)}")
+        return extra
+
+    def _input_layout(self, axes: str) -> str:
+        names = "I" if self.spec.input_rows is None else "n, I"
+        return f"[{axes}, {names}] with {names} = {', '.join(map(str, self.spec.input_shape))}"
+
+    def _unroll(
+        self, x: Tensor, memory: Tensor | None, lengths: Tensor | None, resets: Tensor | None, attention: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Output [B, T, ...], final memory, attention; x is [B, T, ...], its shape checked."""
+        batch, steps = x.shape[:2]
+        spec = self.spec
+        start = self._initial_memory(batch) if memory is None or resets is not None else None
+        mask = None
+        if self.training and spec.dropout:
+            shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)
+            keep = 1 - spec.dropout
+            mask = x.new_empty(shape, dtype=compute_dtype(x)).bernoulli_(keep) / keep
+        reset_memory = start if resets is not None else None
+        options = Options(lengths, resets, reset_memory, mask)
+        first = start if memory is None else memory
+        assert first is not None
+        weights = None
+        if attention:
+            memories, final, weights = with_attention(x, first, self._parameters_by_name(), spec, options)
+        else:
+            memories, final = relational_memory(
+                x, first, self._parameters_by_name(), spec, **options._asdict(),
+                backend=self.backend, recompute=self.recompute,
+            )  # fmt: skip
+        output = self.read_head(memories).to(compute_dtype(x))
+        if lengths is not None:
+            past = torch.arange(steps, device=x.device) >= lengths.to(x.device, non_blocking=True)[:, None]
+            output = output.masked_fill(past[..., None], 0)
+        return output, final, weights
+
+
+def _refuse(cls: type, unknown: dict[str, Any]) -> None:
+    for name in unknown:
+        hint = _INSTEAD.get(name)
+        raise TypeError(f"{cls.__name__} has no argument {name!r}" + (f": {hint}" if hint else ""))
