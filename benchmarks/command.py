@@ -13,7 +13,6 @@ from rmc_kernels import backends
 from rmc_kernels.benchmarks.cases import SUITES
 from rmc_kernels.benchmarks.contestants import RIVALS
 from rmc_kernels.benchmarks.suite import run_suite
-from rmc_kernels.benchmarks.table import WIDTH
 
 
 def bench(
@@ -26,8 +25,6 @@ def bench(
 ) -> None:
     """Time the cell against eager PyTorch and other models, beside what the machine can do."""
     console = Console()
-    if not console.is_terminal:  # a log file has no width of its own, and 80 columns would cut figures off
-        console.width = WIDTH
     rivals = None if against is None else [name.strip() for name in against.split(",") if name.strip()]
     for name, values, takes in (
         ("suite", [suite], tuple(SUITES)),
@@ -44,7 +41,7 @@ def bench(
         )
         raise typer.Exit(1)
     result = run_suite(suite, console=console, backend=backend, against=rivals, device=device, threads=threads)
-    console.print(result.table())
+    result.show(console)
     for note in result.notes():
         console.print(
             note, markup=False, highlight=False, style="red" if note.startswith(("PARITY", "ERROR")) else None

@@ -45,9 +45,18 @@ class SuiteResult:
         """Whether nobody failed parity or broke."""
         return all(case.ok for case in self.cases)
 
+    @property
+    def title(self) -> str:
+        """What was run, and where."""
+        return f"{self.name} suite on {self.machine['processor']}"
+
     def table(self) -> Table:
         """The figures as a table."""
-        return table.render(self.cases, f"{self.name} suite on {self.machine['processor']}")
+        return table.render(self.cases, self.title)
+
+    def show(self, console: Console) -> None:
+        """Print the table at its full width."""
+        table.show(self.cases, self.title, console)
 
     def notes(self) -> list[str]:
         """What a reader of the table has to know."""

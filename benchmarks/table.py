@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from rmc_kernels.benchmarks.record import CaseResult, Figure, Spread
@@ -14,6 +15,16 @@ from rmc_kernels.benchmarks.record import CaseResult, Figure, Spread
 UNTIMED = {"parity failed": "[bold red]parity FAILED[/]", "error": "[bold red]ERROR[/]", "unavailable": "unavailable"}
 #: Columns the table needs to be readable.
 WIDTH = 126
+
+
+def show(cases: Sequence[CaseResult], title: str, console: Console) -> None:
+    """Print the table at its full width: a narrow terminal or a log wraps its lines, and cuts no figure off."""
+    width = console.width
+    console.width = max(width, WIDTH)
+    try:
+        console.print(render(cases, title), crop=False)
+    finally:
+        console.width = width
 
 
 def render(cases: Sequence[CaseResult], title: str) -> Table:

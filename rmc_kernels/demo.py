@@ -99,7 +99,7 @@ def _verify(out: Path, console: Console) -> Finding:
 def _bench(out: Path, console: Console) -> Finding:
     """A few sizes beside eager PyTorch."""
     result = run_suite("demo", console=console)
-    console.print(result.table())
+    result.show(console)
     for note in result.notes():
         console.print(note, markup=False, highlight=False, style="dim")
     as_json, *plots = result.write(out / "bench-demo.json")

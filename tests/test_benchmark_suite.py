@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from rmc_kernels import backends
@@ -118,6 +120,9 @@ def test_contention_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = SuiteResult("demo", machine.describe("cpu"), {}, [result])
     assert any(note.startswith("IN DOUBT") and "something ran" in note for note in whole.notes())
     assert any("in doubt" in str(cell) for cell in whole.table().columns[0].cells)
+    console = Console(width=60, file=io.StringIO())
+    whole.show(console)
+    assert "…" not in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 # -- what is concluded -------------------------------------------------------------------------------------------------
