@@ -100,6 +100,11 @@ def with_attention(
     return memories, _final(memories, call), attention
 
 
+def memory_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which memories are carried beside an x of `dtype`: that, but float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which x is computed with: the autocast dtype under autocast, its own otherwise."""
     return torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
@@ -198,11 +203,9 @@ def _check_tensor(name: str, value: object, shape: tuple[int, ...], dtype: torch
 
 def _memory(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
     """A memory argument, checked; a half memory beside a half x is widened to the float32 it is carried in."""
-    dtype = x.dtype
-    if dtype in HALF_TYPES:
-        dtype = torch.float32
-        if isinstance(value, Tensor) and value.dtype in HALF_TYPES:
-            value = value.float()
+    dtype = memory_dtype(x.dtype)
+    if dtype != x.dtype and isinstance(value, Tensor) and value.dtype in HALF_TYPES:
+        value = value.to(dtype)
     _check_tensor(name, value, shape, dtype, x.device)
     return value
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rmc_kernels import backends, errors, initial
-from rmc_kernels.functional import HALF_TYPES, RECOMPUTE, Options, compute_dtype, relational_memory, with_attention
+from rmc_kernels.functional import RECOMPUTE, Options, compute_dtype, memory_dtype, relational_memory, with_attention
 from rmc_kernels.read_heads import ReadHead
 from rmc_kernels.spec import CellSpec, GateStyle
 
@@ -148,7 +148,7 @@ class MemoryModule(nn.Module):
         """As `initial_memory`; under compile the batch size is symbolic."""
         owner, leaf = self._leaves[0]
         like: Tensor = getattr(owner, leaf)
-        dtype = torch.float32 if like.dtype in HALF_TYPES else like.dtype
+        dtype = memory_dtype(like.dtype)
         if self.learned_memory is not None:
             return self.learned_memory.to(dtype).expand(batch_size, -1, -1)
         return initial.memory(self.initial_memory_mode, self.spec, batch_size, like.device, dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 from rmc_kernels import CellSpec
 from rmc_kernels.autograd import RelationalMemoryFunction
 from rmc_kernels.backends import Call
-from rmc_kernels.functional import HALF_TYPES
+from rmc_kernels.functional import memory_dtype
 from rmc_kernels.verify import Case as VerifyCase
 from rmc_kernels.verify import draws
 
@@ -83,7 +83,7 @@ class Case:
 
     def to(self, dtype: torch.dtype) -> Case:
         """A copy in another dtype; memories stay float32 beside a half x."""
-        wide = torch.float32 if dtype in HALF_TYPES else dtype
+        wide = memory_dtype(dtype)
 
         def convert(name: str, value: Tensor) -> Tensor:
             if not value.is_floating_point():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -67,21 +65,6 @@ def make(
         given["dropout_mask"] = ((torch.rand(shape, generator=g) < 0.9) / 0.9).to(dtype)
     grad = draw(batch, steps, spec.mem_slots, spec.mem_size).to(dtype)
     return Call(x.to(dtype), memory.to(dtype), tuple(params), **given), grad
-
-
-def to_double(call: Call) -> Call:
-    def cast(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.double()
-
-    x, memory, params = call.x.double(), call.memory.double(), tuple(p.double() for p in call.params)
-    return replace(
-        call,
-        x=x,
-        memory=memory,
-        params=params,
-        reset_memory=cast(call.reset_memory),
-        dropout_mask=cast(call.dropout_mask),
-    )
 
 
 def everything(

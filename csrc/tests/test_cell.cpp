@@ -14,16 +14,9 @@
 #include "cell/kernels.h"
 #include "cell/plan.h"
 #include "common/parallel.h"
+#include "tests/check.h"
 
 namespace {
-
-int failures = 0;
-
-void check(bool condition, const std::string& what) {
-  if (condition) return;
-  std::printf("FAILED: %s\n", what.c_str());
-  failures++;
-}
 
 struct Named {
   const char* name;

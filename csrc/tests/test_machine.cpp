@@ -10,16 +10,9 @@
 #include "machine/ceilings.h"
 #include "machine/features.h"
 #include "machine/isa.h"
+#include "tests/check.h"
 
 namespace {
-
-int failures = 0;
-
-void check(bool condition, const std::string& what) {
-  if (condition) return;
-  std::printf("FAILED: %s\n", what.c_str());
-  failures++;
-}
 
 template <class Call>
 void check_refused(Call call, const std::string& argument) {

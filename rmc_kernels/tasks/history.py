@@ -56,11 +56,6 @@ class History:
         """The last evaluation."""
         return self.points[-1]
 
-    @property
-    def examples_per_second(self) -> float:
-        """Training examples per second of wall time, evaluations included."""
-        return self.final.examples / self.final.seconds if self.final.seconds else 0.0
-
     def margin(self, level: float) -> float:
         """How far the final accuracy is above `level`, in standard errors of that level on as many examples."""
         error = math.sqrt(level * (1 - level) / self.training["evaluation_examples"])
