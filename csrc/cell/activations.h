@@ -97,15 +97,8 @@ class Activations {
   bool keeps() const { return keep_; }
 
  private:
-  Panels<V> panels(Bump& bump, const Rows& rows, int64_t columns) const {
-    Panels<V> p;
-    p.columns = columns;
-    p.height = rows.height;
-    p.data = bump.take<T>(steps_ * rows.count * p.stride());
-    return p;
-  }
-  Panels<V> slots(Bump& bump, int64_t columns) const { return panels(bump, rows_.slots, columns); }
-  Panels<V> live(Bump& bump, int64_t columns) const { return panels(bump, rows_.live, columns); }
+  Panels<V> slots(Bump& bump, int64_t columns) const { return {bump, rows_.slots, columns, steps_}; }
+  Panels<V> live(Bump& bump, int64_t columns) const { return {bump, rows_.live, columns, steps_}; }
   // Room for one number per padded row, in whole cache lines per step.
   T* per_row(Bump& bump) const { return bump.take<T>(steps_ * rstd_stride(rows_)); }
 

@@ -43,7 +43,7 @@ class Backward {
     Panels<V> candidate;
     T* activations = nullptr;
     void* per_chunk = nullptr;
-    T* memory = nullptr;
+    Panels<V> memory;  // its gradient, which goes on from chunk to chunk
     explicit Buffers(const Backward& f)
         : now(f.plan_, f.tile_.rows, true), inputs(f.plan_, f.tile_.rows.elements, true) {}
   };
@@ -52,25 +52,16 @@ class Backward {
     b.attention.bind(bump, plan_);
     if (!saved) {
       b.activations = bump.take<T>(Activations<V>::size(plan_, tile_.rows, true, steps_));
-      b.candidate.columns = plan_.Dp;
-      b.candidate.height = tile_.rows.live.height;
-      b.candidate.data = bump.take<T>(steps_ * tile_.rows.live.count * b.candidate.stride());
+      b.candidate = {bump, tile_.rows.live, plan_.Dp, steps_};
     }
-    b.memory = bump.take<T>(tile_.rows.slots.count * memory_panels(nullptr).stride());
+    b.memory = {bump, tile_.rows.slots, plan_.Dp};
     b.per_chunk = bump.take<T>(16);
     bind_chunk(bump, b, steps_);
   }
   void bind_chunk(Bump& bump, Buffers& b, int64_t count) {
     b.inputs.bind(bump, count);
     b.grads.bind(bump, plan_, tile_.rows, count, b.inputs);
-    b.grads.memory = memory_panels(b.memory);
-  }
-  Panels<V> memory_panels(T* data) const {
-    Panels<V> p;
-    p.columns = plan_.Dp;
-    p.height = tile_.rows.slots.height;
-    p.data = data;
-    return p;
+    b.grads.memory = b.memory;
   }
 
   const T* dout(int64_t e, int64_t t) const { return static_cast<const T*>(out_.memories) + tile_.memory_offset(e, t); }
@@ -221,34 +212,33 @@ class Backward {
 
   bool wanted(int param) const { return out_.params && out_.params[param]; }
 
-  void add_linear(const Linear& l, const Panels<V>& dy, const Panels<V>& x, const Rows& rows, int64_t panels) const {
-    if (wanted(l.weight)) weight_gradient<V>(dy, x, rows, panels, total_ + l.grad);
-    if (wanted(l.bias_param)) column_sums<V>(dy, rows, panels, total_ + l.grad_bias);
+  void add_linear(const Linear& l, const Panels<V>& dy, const Panels<V>& x, int64_t panels) const {
+    if (wanted(l.weight)) weight_gradient<V>(dy, x, panels, total_ + l.grad);
+    if (wanted(l.bias_param)) column_sums<V>(dy, panels, total_ + l.grad_bias);
   }
 
   void weight_gradients(Buffers& b, int64_t count) const {
-    const Rows &live = tile_.rows.live, &slots = tile_.rows.slots, &inputs = b.inputs.rows, &pairs = b.inputs.pairs;
+    const int64_t live = count * tile_.rows.live.count, slots = count * tile_.rows.slots.count;
+    const int64_t inputs = b.inputs.rows.count, pairs = b.inputs.pairs.count;
     const ChunkGradients<V>& g = b.grads;
     for (int64_t i = 0; i < plan_.blocks; i++) {
       const Block& params = plan_.block_at(i);
       const BlockActivations<V> a = b.now.block(i);
       const BlockGradients<V> bg = g.block(i);
-      add_linear(params.qkv, bg.qkv, a.input, live, count * live.count);
-      if (plan_.config.output_projection) add_linear(params.output, bg.output, a.attended, live, count * live.count);
+      add_linear(params.qkv, bg.qkv, a.input, live);
+      if (plan_.config.output_projection) add_linear(params.output, bg.output, a.attended, live);
       for (int64_t l = 0; l < plan_.L; l++) {
-        add_linear(plan_.layer_at(l), bg.layer(l), l == 0 ? a.mixed : a.layer(l - 1, true), live, count * live.count);
+        add_linear(plan_.layer_at(l), bg.layer(l), l == 0 ? a.mixed : a.layer(l - 1, true), live);
       }
     }
-    if (!plan_.live_inputs) add_linear(plan_.block_at(0).qkv, g.input_qkv, b.inputs.u, inputs, inputs.count);
-    if (plan_.config.input_projection) add_linear(plan_.input, g.input_u, b.inputs.x, inputs, inputs.count);
+    if (!plan_.live_inputs) add_linear(plan_.block_at(0).qkv, g.input_qkv, b.inputs.u, inputs);
+    if (plan_.config.input_projection) add_linear(plan_.input, g.input_u, b.inputs.x, inputs);
     if (plan_.G) {
       const Linear &from_input = plan_.input_gate, &from_memory = plan_.memory_gate;
-      if (wanted(from_input.weight))
-        weight_gradient<V>(g.input_gates, b.inputs.flat, pairs, pairs.count, total_ + from_input.grad);
-      if (wanted(from_memory.weight))
-        weight_gradient<V>(g.gates, b.now.memory_tanh, slots, count * slots.count, total_ + from_memory.grad);
+      if (wanted(from_input.weight)) weight_gradient<V>(g.input_gates, b.inputs.flat, pairs, total_ + from_input.grad);
+      if (wanted(from_memory.weight)) weight_gradient<V>(g.gates, b.now.memory_tanh, slots, total_ + from_memory.grad);
       // Every bias of the gates has this gradient (cell/run.h).
-      column_sums<V>(g.input_gates, pairs, pairs.count, total_ + from_input.grad_bias);
+      column_sums<V>(g.input_gates, pairs, total_ + from_input.grad_bias);
     }
     for (int64_t i = 0; i < plan_.norm_gradient_size; i += V::W)
       (V::load(total_ + i) + V::load(sums_ + i)).store(total_ + i);

@@ -57,9 +57,7 @@ class Forward {
   void bind(Bump& bump, Buffers& b) {
     // Saving, one step more than is saved takes the memory after the last.
     b.activations = bump.take<T>(step_size_);
-    b.candidate.columns = plan_.Dp;
-    b.candidate.height = tile_.rows.live.height;
-    b.candidate.data = bump.take<T>(tile_.rows.live.count * b.candidate.stride());
+    b.candidate = {bump, tile_.rows.live, plan_.Dp};
     b.attention.bind(bump, plan_);
     b.input_base = bump.take<T>(16);
     b.inputs.bind(bump, steps_);

@@ -24,7 +24,7 @@ struct ChunkGradients {
   Panels<V> gates;                         // of the slots
   Panels<V> input_qkv, input_gates;        // of the input rows of the chunk
   Panels<V> input_u, input_x, input_flat;  // of the projected input, the input, and u as one row per step
-  Panels<V> dout, residual, hidden, carry, from_gates, memory;  // of one step
+  Panels<V> dout, residual, hidden, carry, from_gates, memory;  // of one step; `memory` is set by its owner
   BlockGradients<V> first;
   int64_t block_stride = 0;
 
@@ -37,13 +37,7 @@ struct ChunkGradients {
   }
 
   void bind(Bump& bump, const Plan& plan, const TileRows& rows, int64_t steps, const InputRows<V>& inputs) {
-    auto panels = [&](const Rows& r, int64_t count, int64_t columns) {
-      Panels<V> p;
-      p.columns = columns;
-      p.height = r.height;
-      p.data = bump.take<T>(count * r.count * p.stride());
-      return p;
-    };
+    auto panels = [&](const Rows& r, int64_t count, int64_t columns) { return Panels<V>(bump, r, columns, count); };
     for (int64_t b = 0; b < plan.blocks; b++) {
       const size_t start = bump.used();
       BlockGradients<V> g;
@@ -69,7 +63,6 @@ struct ChunkGradients {
     hidden = panels(rows.live, 1, plan.Dp);
     carry = panels(rows.slots, 1, plan.Dp);
     from_gates = panels(rows.slots, 1, plan.Dp);
-    memory = panels(rows.slots, 1, plan.Dp);
   }
 };
 

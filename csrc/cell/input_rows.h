@@ -23,16 +23,16 @@ class InputRows {
   void bind(Bump& bump, int64_t steps) {
     rows = whole(steps * elements_ * plan_.n);
     pairs = whole(steps * elements_);
-    x = panels(bump, rows, plan_.Ip);
-    u = plan_.config.input_projection ? panels(bump, rows, plan_.Dp) : x;
+    x = Panels<V>(bump, rows, plan_.Ip);
+    u = plan_.config.input_projection ? Panels<V>(bump, rows, plan_.Dp) : x;
     if (!plan_.live_inputs) {
-      raw = panels(bump, rows, plan_.Fp);
-      qkv = plan_.config.qkv_norm && keep_ ? panels(bump, rows, plan_.Fp) : raw;
+      raw = Panels<V>(bump, rows, plan_.Fp);
+      qkv = plan_.config.qkv_norm && keep_ ? Panels<V>(bump, rows, plan_.Fp) : raw;
       rstd = bump.take<T>(rows.count * rows.height);
     }
     if (plan_.G) {
-      flat = plan_.n == 1 ? u : panels(bump, pairs, plan_.n * plan_.Dp);
-      gates = panels(bump, pairs, 2 * plan_.Gp);
+      flat = plan_.n == 1 ? u : Panels<V>(bump, pairs, plan_.n * plan_.Dp);
+      gates = Panels<V>(bump, pairs, 2 * plan_.Gp);
     }
   }
 
@@ -71,13 +71,6 @@ class InputRows {
   Rows whole(int64_t count) const {
     const int32_t height = panel_height(count, plan_.max_rows);
     return {count, (count + height - 1) / height, height};
-  }
-  static Panels<V> panels(Bump& bump, const Rows& rows, int64_t columns) {
-    Panels<V> p;
-    p.columns = columns;
-    p.height = rows.height;
-    p.data = bump.take<T>(rows.count * p.stride());
-    return p;
   }
   void flatten(int64_t steps) {
     for (int64_t pair = 0; pair < steps * elements_; pair++) {

@@ -18,9 +18,13 @@ const Kernels& kernels(Isa isa, bool is_double) {
 #endif
       break;
     case Isa::kAvx512:
-    case Isa::kAmx:  // float32 products stay on the vector units
 #ifdef RMC_HAVE_AVX512
       return kernels_avx512();
+#endif
+      break;
+    case Isa::kAmx:
+#ifdef RMC_HAVE_AMX
+      return kernels_amx();
 #endif
       break;
   }

@@ -41,6 +41,7 @@ struct ActivationSize {
 
 struct Shape {
   int width, max_rows;
+  int terms;  // bf16 numbers per operand of a product; 0: products take operands as they are
 };
 
 struct Kernels {
@@ -60,5 +61,6 @@ const Kernels& kernels_generic();
 const Kernels& kernels_generic_double();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
+const Kernels& kernels_amx();  // float32 through three bf16 terms
 
 }  // namespace rmc

@@ -26,6 +26,7 @@ class Builder {
     plan_.isa = isa;
     plan_.is_double = is_double;
     plan_.W = shape.width;
+    terms_ = shape.terms;
     plan_.max_rows = shape.max_rows;
   }
 
@@ -169,7 +170,7 @@ class Builder {
     });
     plan_.norm_gradient_size = grad;
     each_linear([&](Linear& l) {
-      l.packed = take(packed, l.out.padded * l.in.padded);
+      l.packed = take(packed, packed_size(terms_, l.in.padded, l.out.padded));
       l.bias = take(packed, l.out.padded);
       l.grad = take(grad, l.out.padded * l.in.padded);
       l.grad_bias = take(grad, l.out.padded);
@@ -181,12 +182,13 @@ class Builder {
     });
     plan_.means = take(packed, plan_.Dp);
     plan_.forward_weights = packed;
-    each_linear([&](Linear& l) { l.packed_back = take(packed, l.out.padded * l.in.padded); });
+    each_linear([&](Linear& l) { l.packed_back = take(packed, packed_size(terms_, l.out.padded, l.in.padded)); });
     plan_.all_weights = packed;
     plan_.gradient_size = grad;
   }
 
   CellConfig config_;
+  int terms_ = 0;
   Plan plan_;
   std::shared_ptr<Storage> storage_ = std::make_shared<Storage>();
   Axis width_, qkv_, features_, rows_, gates_;

@@ -40,6 +40,12 @@ struct Linear {
   int64_t packed = 0, packed_back = 0, bias = 0, grad = 0, grad_bias = 0;
 };
 
+// Elements that a packed matrix takes, for padded axes. Split into bf16 terms it starts with a line of its own and has
+// an even number of chunks along `in`.
+inline int64_t packed_size(int terms, int64_t in, int64_t out) {
+  return terms ? 16 + (in + 31) / 32 * 32 * out * terms / 2 : in * out;
+}
+
 // The affine part of a LayerNorm: [rows, features.padded].
 struct Norm {
   int weight = -1, bias_param = -1;

@@ -28,26 +28,25 @@ template <class V>
 double time_gemm(int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats) {
   using T = typename V::T;
   const int32_t height = panel_height(rows, V::kMaxRows);
-  const int64_t count = (rows + height - 1) / height;
-  Panels<V> a, c;
-  a.columns = (inputs + V::W - 1) / V::W * V::W, c.columns = (outputs + V::W - 1) / V::W * V::W;
-  a.height = c.height = height;
-  auto bind = [&](Bump bump) {
-    a.data = bump.take<T>(count * a.stride());
-    c.data = bump.take<T>(count * c.stride());
-    T* w = bump.take<T>(a.columns * c.columns);
-    if (w) {
-      clear<T>(a.data, count * a.stride());
-      clear<T>(w, a.columns * c.columns);
-    }
-    return w ? reinterpret_cast<T*>(w) : reinterpret_cast<T*>(bump.used());
+  const Rows shape = {rows, (rows + height - 1) / height, height};
+  const int64_t K = (inputs + V::W - 1) / V::W * V::W, N = (outputs + V::W - 1) / V::W * V::W;
+  const int64_t weights = packed_size(V::kTerms, K, N);
+  auto bind = [&](Bump& bump, Panels<V>& a, Panels<V>& c) {
+    a = {bump, shape, K};
+    c = {bump, shape, N};
+    return bump.take<T>(weights);
   };
-  const size_t bytes = reinterpret_cast<size_t>(bind(Bump(nullptr)));
-  const T* w = bind(Bump(scratch(Scratch::kTask, bytes)));
+  Panels<V> a, c;
+  Bump measure(nullptr);
+  bind(measure, a, c);
+  Bump bump(scratch(Scratch::kTask, measure.used()));
+  T* w = bind(bump, a, c);
+  clear<T>(a.data, shape.count * a.stride());
+  clear<T>(w, weights);
   double best = 1e30;
   for (int64_t i = 0; i < repeats; i++) {
     const double start = thread_seconds();
-    for (int j = 0; j < 4; j++) gemm<V>(a, 0, w, nullptr, c, 0, count, Start::kBias);
+    for (int j = 0; j < 4; j++) gemm<V>(a, 0, w, nullptr, c, 0, shape.count, Start::kBias);
     const double time = (thread_seconds() - start) / 4;
     if (time < best) best = time;
   }
@@ -56,7 +55,13 @@ double time_gemm(int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats)
 
 template <class V>
 constexpr Kernels table() {
-  return {{V::W, V::kMaxRows}, pack_weights<V>, forward<V>, backward<V>, activation_size<V>, apply<V>, time_gemm<V>};
+  return {{V::W, V::kMaxRows, V::kTerms},
+          pack_weights<V>,
+          forward<V>,
+          backward<V>,
+          activation_size<V>,
+          apply<V>,
+          time_gemm<V>};
 }
 
 }  // namespace RMC_ISA

@@ -52,9 +52,9 @@ struct Packer {
         if (l.out.index[i] >= 0) packed[l.bias + i] -= total;
       }
     }
-    pack<V>(weight, l.in, 1, l.out, l.in.size, mean, packed + l.packed);
+    pack<V>({weight, l.in, 1, l.out, l.in.size, mean}, packed + l.packed);
     // Not centred: the gradient behind a LayerNorm has mean 0, so the mean of the weights does not matter.
-    if (backward) pack<V>(weight, l.out, l.in.size, l.in, 1, nullptr, packed + l.packed_back);
+    if (backward) pack<V>({weight, l.out, l.in.size, l.in, 1, nullptr}, packed + l.packed_back);
   }
 
   const T* column_means(const T* weight, int64_t outputs, int64_t inputs) {

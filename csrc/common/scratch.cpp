@@ -42,7 +42,7 @@ struct Buffer {
   ~Buffer() { reset(); }
 };
 
-thread_local Buffer buffers[3];
+thread_local Buffer buffers[4];
 
 }  // namespace
 

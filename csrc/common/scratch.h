@@ -5,7 +5,7 @@
 
 namespace rmc {
 
-enum class Scratch { kTask, kWeights, kGradients };
+enum class Scratch { kTask, kWeights, kGradients, kOperands };
 
 // At least `bytes`, aligned to a cache line, contents unspecified (NaN in builds with assertions). Valid until the next
 // call for the same `use` on this thread or release_scratch(). Throws std::bad_alloc.

@@ -82,6 +82,7 @@ inline GemmKernel<V> gemm_kernel_of(int height) {
 template <class V>
 void gemm(const Panels<V>& a, int64_t first_a, const typename V::T* weights, const typename V::T* bias,
           const Panels<V>& c, int64_t first_c, int64_t count, Start start, bool relu = false) {
+  if constexpr (V::kTerms > 0) return tile_gemm(a, first_a, weights, bias, c, first_c, count, start, relu);
   using T = typename V::T;
   constexpr int W = V::W;
   const int64_t K = a.columns, chunks = c.columns / W;

@@ -7,15 +7,33 @@
 #pragma once
 #include <cstdint>
 
+#include "common/scratch.h"
+
 namespace rmc {
 namespace RMC_ISA {
 
+// Where the rows of a step are: `rows` of them in `count` panels, the last of which may be partly filled.
+struct Rows {
+  int64_t rows = 0, count = 0;
+  int32_t height = 1;
+
+  int64_t in_panel(int64_t p) const {  // p counts through several steps
+    const int64_t q = p % count;
+    return q + 1 < count ? height : rows - q * height;
+  }
+};
+
+// The rows of one or several steps.
 template <class V>
-struct Panels {
+struct Panels : Rows {
   using T = typename V::T;
   T* data = nullptr;
   int64_t columns = 0;
-  int32_t height = 1;
+
+  Panels() = default;
+  Panels(Bump& bump, const Rows& step, int64_t width, int64_t steps = 1) : Rows(step), columns(width) {
+    data = bump.take<T>(steps * count * stride());
+  }
 
   static constexpr int64_t kLine = 64 / sizeof(T);
   int64_t stride() const { return columns * height + (height > 1 ? height / 2 : 1) * kLine; }
@@ -27,17 +45,6 @@ struct Panels {
     return data + (p + q) * stride() + (r - int64_t{q} * height) * V::W;
   }
   explicit operator bool() const { return data != nullptr; }
-};
-
-// Where the rows of a step are: `rows` of them in `count` panels, the last of which may be partly filled.
-struct Rows {
-  int64_t rows = 0, count = 0;
-  int32_t height = 1;
-
-  int64_t in_panel(int64_t p) const {  // p counts through several steps
-    const int64_t q = p % count;
-    return q + 1 < count ? height : rows - q * height;
-  }
 };
 
 }  // namespace RMC_ISA

@@ -57,11 +57,14 @@ inline void weight_gradient_kernel(const typename V::T* dy, int64_t dy_stride, c
 }
 
 template <class V>
-void weight_gradient(const Panels<V>& dy, const Panels<V>& x, const Rows& rows, int64_t panels, typename V::T* out) {
+void weight_gradient(const Panels<V>& dy, const Panels<V>& x, int64_t panels, typename V::T* out) {
+  if constexpr (V::kTerms > 0) {
+    if (tile_weight_gradient(dy, x, panels, out)) return;
+  }
   using T = typename V::T;
   constexpr int W = V::W, R = V::kGradRows < W ? V::kGradRows : W;
   const int64_t chunk = x.chunk_stride();
-  const int64_t block = rows.height < kGradientRows ? kGradientRows / rows.height : 1;
+  const int64_t block = dy.height < kGradientRows ? kGradientRows / dy.height : 1;
   for (int64_t p = 0; p < panels; p += block) {
     const int64_t count = panels - p < block ? panels - p : block;
     for (int64_t k = 0; k < x.columns / W;) {
@@ -70,7 +73,7 @@ void weight_gradient(const Panels<V>& dy, const Panels<V>& x, const Rows& rows, 
       for (int64_t o = 0; o < dy.columns; o += R) {
         const T* d = dy.panel(p) + o / W * dy.chunk_stride() + o % W;
         T* to = out + o * x.columns + k * W;
-        kernel(d, dy.stride(), x.panel(p) + k * chunk, x.stride(), chunk, rows, p % rows.count, count, to, x.columns);
+        kernel(d, dy.stride(), x.panel(p) + k * chunk, x.stride(), chunk, dy, p % dy.count, count, to, x.columns);
       }
       k += two ? 2 : 1;
     }
@@ -79,12 +82,12 @@ void weight_gradient(const Panels<V>& dy, const Panels<V>& x, const Rows& rows, 
 
 // out[c] += sum of the rows of dy.
 template <class V>
-void column_sums(const Panels<V>& dy, const Rows& rows, int64_t panels, typename V::T* out) {
+void column_sums(const Panels<V>& dy, int64_t panels, typename V::T* out) {
   for (int64_t c = 0; c < dy.columns; c += V::W) {
     V total = V::zero();
     for (int64_t p = 0; p < panels; p++) {
       const typename V::T* d = dy.panel(p) + c * dy.height;
-      const int64_t n = rows.in_panel(p);
+      const int64_t n = dy.in_panel(p);
       V part = V::load(d);
       for (int64_t i = 1; i < n; i++) part = part + V::load(d + i * V::W);
       total = total + part;

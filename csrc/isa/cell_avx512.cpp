@@ -9,7 +9,7 @@
 namespace rmc {
 
 const Kernels& kernels_avx512() {
-  static constexpr Kernels kernels = avx512::table<avx512::Simd>();
+  static constexpr Kernels kernels = avx512::table<avx512::Vector16<0>>();
   return kernels;
 }
 

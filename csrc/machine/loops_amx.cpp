@@ -1,30 +1,17 @@
 #include <immintrin.h>
 
 #include "machine/loops.h"
+#include "machine/tile_config.h"
 
 namespace rmc {
 namespace {
 
-constexpr int kRows = 16, kRowBytes = 64;                          // of every tile: the largest there is
-constexpr double kTileFlops = 2.0 * kRows * 16 * (kRowBytes / 2);  // 16 x 16 results, each over 32 bf16 products
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
+constexpr double kTileFlops = 2.0 * 16 * 16 * 32;  // 16 x 16 results, each over 32 bf16 products
 
 }  // namespace
 
 double tile_loop_amx(int64_t iterations) {
-  TileConfig config;
-  for (int tile = 0; tile < 8; tile++) {
-    config.row_bytes[tile] = kRowBytes;
-    config.rows[tile] = kRows;
-  }
-  // The intrinsic tells gcc of the first word only; without this the other stores are dropped as dead.
-  asm volatile("" : : "r"(&config) : "memory");
-  _tile_loadconfig(&config);
+  const TileConfig config;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -40,7 +27,6 @@ double tile_loop_amx(int64_t iterations) {
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
-  _tile_release();
   return 4 * kTileFlops * static_cast<double>(iterations);
 }
 

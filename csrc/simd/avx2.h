@@ -10,6 +10,7 @@ namespace RMC_ISA {
 struct Simd {
   using T = float;
   static constexpr int W = 8;
+  static constexpr int kTerms = 0;
   static constexpr int kMaxRows = 6;  // 6 x 2 accumulators, 2 weights and a broadcast: 15 of 16 registers
   static constexpr int kWideRows = 2;
   static constexpr int kGradRows = 4;

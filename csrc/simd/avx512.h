@@ -1,4 +1,6 @@
-// Sixteen floats of AVX-512. Every header that is compiled per instruction set lives in the namespace RMC_ISA.
+// Sixteen floats of AVX-512. `Terms`: bf16 numbers that an operand of a product is split into for AMX (gemm/tiles.h); 0
+// for products on the vectors themselves. Every header that is compiled per instruction set lives in the namespace
+// RMC_ISA.
 #pragma once
 #include <immintrin.h>
 
@@ -7,53 +9,58 @@
 namespace rmc {
 namespace RMC_ISA {
 
-struct Simd {
+template <int Terms>
+struct Vector16 {
   using T = float;
   static constexpr int W = 16;
-  static constexpr int kMaxRows = 14;  // GEMM: 14 x 2 accumulators, 2 weights and a broadcast fill 31 registers
+  static constexpr int kTerms = Terms;
+  // GEMM: 14 x 2 accumulators, 2 weights and a broadcast fill 31 registers; a tile has 16 rows.
+  static constexpr int kMaxRows = Terms ? 16 : 14;
   static constexpr int kWideRows = 6;  // up to here 4 columns of vectors: 24 accumulators
   static constexpr int kGradRows = 8;  // weight gradients: outputs per kernel, two vectors of inputs each
   __m512 v;
 
-  static Simd load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static Simd load_n(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
-  static Simd set(float x) { return {_mm512_set1_ps(x)}; }
-  static Simd zero() { return {_mm512_setzero_ps()}; }
+  static Vector16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vector16 load_n(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  static Vector16 set(float x) { return {_mm512_set1_ps(x)}; }
+  static Vector16 zero() { return {_mm512_setzero_ps()}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store_n(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }
 
-  friend Simd operator+(Simd a, Simd b) { return {_mm512_add_ps(a.v, b.v)}; }
-  friend Simd operator-(Simd a, Simd b) { return {_mm512_sub_ps(a.v, b.v)}; }
-  friend Simd operator*(Simd a, Simd b) { return {_mm512_mul_ps(a.v, b.v)}; }
-  friend Simd operator/(Simd a, Simd b) { return {_mm512_div_ps(a.v, b.v)}; }
-  friend Simd fma(Simd a, Simd b, Simd c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }    // a b + c
-  friend Simd fnma(Simd a, Simd b, Simd c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
+  friend Vector16 operator+(Vector16 a, Vector16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend Vector16 operator-(Vector16 a, Vector16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend Vector16 operator*(Vector16 a, Vector16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  friend Vector16 operator/(Vector16 a, Vector16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+  friend Vector16 fma(Vector16 a, Vector16 b, Vector16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }    // a b + c
+  friend Vector16 fnma(Vector16 a, Vector16 b, Vector16 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
   // Both return b where either operand is a NaN.
-  friend Simd max(Simd a, Simd b) { return {_mm512_max_ps(a.v, b.v)}; }
-  friend Simd min(Simd a, Simd b) { return {_mm512_min_ps(a.v, b.v)}; }
-  friend Simd abs(Simd a) { return {_mm512_abs_ps(a.v)}; }
-  friend Simd with_sign_of(Simd a, Simd sign) {  // a >= 0
+  friend Vector16 max(Vector16 a, Vector16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+  friend Vector16 min(Vector16 a, Vector16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+  friend Vector16 abs(Vector16 a) { return {_mm512_abs_ps(a.v)}; }
+  friend Vector16 with_sign_of(Vector16 a, Vector16 sign) {  // a >= 0
     return {_mm512_or_ps(a.v, _mm512_and_ps(sign.v, _mm512_set1_ps(-0.f)))};
   }
-  friend Simd round(Simd a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-  friend Simd scale2(Simd a, Simd n) { return {_mm512_scalef_ps(a.v, n.v)}; }  // a 2^n, n an integer
+  friend Vector16 round(Vector16 a) {
+    return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  }
+  friend Vector16 scale2(Vector16 a, Vector16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }  // a 2^n, n an integer
   // 1 / a for finite a: 2^-28 before the last rounding. A division costs 16 cycles of the port that GEMM needs too.
-  friend Simd reciprocal(Simd a) {
+  friend Vector16 reciprocal(Vector16 a) {
     const __m512 y = _mm512_rcp14_ps(a.v);
     return {_mm512_fmadd_ps(y, _mm512_fnmadd_ps(a.v, y, _mm512_set1_ps(1.f)), y)};
   }
   // x, or 0 where a < bound; where a is a NaN it is x.
-  friend Simd zero_if_less(Simd a, Simd bound, Simd x) {
+  friend Vector16 zero_if_less(Vector16 a, Vector16 bound, Vector16 x) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, bound.v, _CMP_NLT_UQ), x.v)};
   }
   // x, or 0 where a <= 0; where a is a NaN it is x.
-  friend Simd zero_unless_positive(Simd a, Simd x) {
+  friend Vector16 zero_unless_positive(Vector16 a, Vector16 x) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NLE_UQ), x.v)};
   }
-  friend float sum(Simd a) { return _mm512_reduce_add_ps(a.v); }
+  friend float sum(Vector16 a) { return _mm512_reduce_add_ps(a.v); }
 
   // Lane i of the result is the sum of the lanes of x[i]: about 2.8 instructions a sum.
-  static Simd sums(const Simd* x) {
+  static Vector16 sums(const Vector16* x) {
     __m512 t[8], u[4];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
@@ -70,7 +77,7 @@ struct Simd {
     return {_mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd))};
   }
 
-  static void transpose(Simd* r) {
+  static void transpose(Vector16* r) {
     __m512 t[16];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {

@@ -13,6 +13,7 @@ struct Vector {
   using T = Scalar;
   typedef T Lanes __attribute__((vector_size(16)));
   static constexpr int W = 16 / sizeof(T);
+  static constexpr int kTerms = 0;
   static constexpr int kMaxRows = 4;
   static constexpr int kWideRows = 0;
   static constexpr int kGradRows = 2;

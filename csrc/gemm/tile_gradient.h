@@ -1,0 +1,82 @@
+// weight_gradient() on AMX tiles: k counts rows here, and a pair of k is the same row of two neighbouring panels.
+#pragma once
+#include <cstring>
+
+#include "gemm/tiles.h"
+#include "gemm/weight_gradient.h"
+
+namespace rmc {
+namespace RMC_ISA {
+
+constexpr int64_t kGradientPanels = 16;  // whose products are summed before they are added
+
+// Panels p and p + 1 of 16 columns as the operand tiles of one tile of k: rows that are not there count as zeros.
+// `rows_of_k`: a right operand has them as they are, a left one has the columns as its rows.
+template <class V, bool kLeft>
+inline __m512 split_panels(const Panels<V>& x, int64_t p, int64_t end, int64_t column, uint32_t* to) {
+  const float *even = x.panel(p) + column * x.height, *odd = even + x.stride();
+  const int64_t n = x.in_panel(p), m = p + 1 < end ? x.in_panel(p + 1) : 0;
+  __m512 left = _mm512_setzero_ps();
+  V a[16], b[16];
+  for (int i = 0; i < 16; i++) {
+    a[i] = i < n ? V::load(even + i * 16) : V::zero();
+    b[i] = i < m ? V::load(odd + i * 16) : V::zero();
+  }
+  if constexpr (kLeft) V::transpose(a), V::transpose(b);
+  for (int i = 0; i < 16; i++) left = _mm512_add_ps(left, store_pairs<V::kTerms>(a[i].v, b[i].v, to + i * 16));
+  return left;
+}
+
+template <class V, int R, int C>
+void gradient_block(int64_t depth, const uint32_t* a, const uint32_t* b, int64_t next, float* out, int64_t stride) {
+  alignas(64) float sums[4 * 256];
+  for (int r = 0; r < 16 * R; r++) {
+    for (int j = 0; j < C; j++) prefetch(out + r * stride + j * 16);
+  }
+  multiply_tiles<V::kTerms, R, C>(depth, a, next, b, next, sums);
+  for (int r = 0; r < 16 * R; r++) {
+    for (int j = 0; j < C; j++) {
+      float* to = out + r * stride + j * 16;
+      (V::load(to) + V::load(sums + (r / 16 * 2 + j) * 256 + r % 16 * 16)).store(to);
+    }
+  }
+}
+
+// False, with nothing done, where an operand cannot be split.
+template <class V>
+bool tile_weight_gradient(const Panels<V>& dy, const Panels<V>& x, int64_t panels, float* out) {
+  using Block = void (*)(int64_t, const uint32_t*, const uint32_t*, int64_t, float*, int64_t);
+  static constexpr Block kBlocks[2][2] = {{gradient_block<V, 1, 1>, gradient_block<V, 1, 2>},
+                                          {gradient_block<V, 2, 1>, gradient_block<V, 2, 2>}};
+  constexpr int64_t kStep = V::kTerms * kTileWords;
+  const int64_t inputs = x.columns / 16, outputs = dy.columns / 16;
+  const int64_t depth = (panels + 1) / 2, next = depth * kStep;
+  uint32_t* words =
+      static_cast<uint32_t*>(scratch(Scratch::kOperands, static_cast<size_t>((inputs + outputs) * next) * 4));
+  __m512 left = _mm512_setzero_ps();
+  for (int64_t c = 0; c < inputs + outputs; c++) {
+    uint32_t* to = words + c * next;
+    for (int64_t p = 0; p < panels; p += 2, to += kStep) {
+      left = _mm512_add_ps(left, c < inputs ? split_panels<V, false>(x, p, panels, c * 16, to)
+                                            : split_panels<V, true>(dy, p, panels, (c - inputs) * 16, to));
+    }
+  }
+  if (has_nan(left)) return false;
+  asm volatile("" : : : "memory");  // tile loads do not tell gcc that they read memory
+  constexpr int64_t kBlock = kGradientPanels / 2;
+  const TileConfig config;
+  for (int64_t k = 0; k < depth; k += kBlock) {
+    const int64_t count = depth - k < kBlock ? depth - k : kBlock;
+    for (int64_t o = 0; o < outputs; o += 2) {
+      for (int64_t i = 0; i < inputs; i += 2) {
+        kBlocks[o + 1 < outputs][i + 1 < inputs](count, words + (inputs + o) * next + k * kStep,
+                                                 words + i * next + k * kStep, next, out + o * 16 * x.columns + i * 16,
+                                                 x.columns);
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace RMC_ISA
+}  // namespace rmc

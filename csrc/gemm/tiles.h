@@ -1,0 +1,111 @@
+// Products on AMX tiles, with every float32 operand as Terms bf16 numbers that add up to it.
+//
+// Three terms hold all 24 bits of a float32, and of the nine products of two such operands the six that matter are
+// added: what is dropped is below 2^-26 of the product. A tile operand has 16 rows of 32 bf16 numbers, paired in 32-bit
+// words; which two of the 32 values of k are a pair is free as long as both operands agree, and here word i pairs k = i
+// with k = 16 + i: two vectors of floats then become the words of a tile row by a shift and a blend.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "machine/tile_config.h"
+
+namespace rmc {
+namespace RMC_ISA {
+
+constexpr int64_t kTileK = 32;       // values of k in an operand tile
+constexpr int64_t kTileWords = 256;  // 32-bit words of an operand tile
+
+inline __m512i bits(__m512 x) { return _mm512_castps_si512(x); }
+
+// x rounded to the 8 bits of a bf16.
+inline __m512 rounded_to_bf16(__m512 x) {
+  const __m512i up = _mm512_add_epi32(bits(x), _mm512_set1_epi32(0x8000));
+  return _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+}
+
+// The upper halves of two vectors as pairs.
+inline __m512i paired(__m512 even, __m512 odd) {
+  return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(bits(even), 16), bits(odd));
+}
+
+// The terms of a vector. What cannot be split (infinite, NaN, or so large that rounding overflows) has a last term
+// that is NaN.
+template <int Terms>
+struct Split {
+  __m512 term[Terms];
+
+  explicit Split(__m512 x) {
+#pragma GCC unroll 3
+    for (int t = 0; t + 1 < Terms; t++) {
+      term[t] = rounded_to_bf16(x);
+      x = _mm512_sub_ps(x, term[t]);
+    }
+    term[Terms - 1] = x;  // at most 8 bits are left
+  }
+};
+
+// Writes the words of a tile row (or of a row of pairs) for all terms, which are kTileWords apart; returns what is NaN
+// where the operands cannot be split.
+template <int Terms>
+inline __m512 store_pairs(__m512 even, __m512 odd, uint32_t* to) {
+  const Split<Terms> a(even), b(odd);
+#pragma GCC unroll 3
+  for (int t = 0; t < Terms; t++) _mm512_store_si512(to + t * kTileWords, paired(a.term[t], b.term[t]));
+  return _mm512_add_ps(a.term[Terms - 1], b.term[Terms - 1]);
+}
+
+inline bool has_nan(__m512 x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
+
+// Results are in tiles 0 to 3, left operands in 4 and 5, right operands in 6 and 7.
+template <int R>
+inline void load_left(const uint32_t* a, int64_t next) {
+  _tile_loadd(4, a, 64);
+  if constexpr (R > 1) _tile_loadd(5, a + next, 64);
+}
+template <int C>
+inline void load_right(const uint32_t* b, int64_t next) {
+  _tile_loadd(6, b, 64);
+  if constexpr (C > 1) _tile_loadd(7, b + next, 64);
+}
+template <int R, int C>
+inline void multiply() {
+  _tile_dpbf16ps(0, 4, 6);
+  if constexpr (C > 1) _tile_dpbf16ps(1, 4, 7);
+  if constexpr (R > 1) _tile_dpbf16ps(2, 5, 6);
+  if constexpr (R > 1 && C > 1) _tile_dpbf16ps(3, 5, 7);
+}
+
+// sums[2 r + c] (16 rows of 16) = product of left operand r and right operand c over `depth` tiles of k; the second
+// operands are `a_next` and `b_next` words after the first.
+template <int Terms, int R, int C>
+inline void multiply_tiles(int64_t depth, const uint32_t* a, int64_t a_next, const uint32_t* b, int64_t b_next,
+                           float* sums) {
+  constexpr int64_t kStep = Terms * kTileWords;
+  _tile_zero(0);
+  if constexpr (C > 1) _tile_zero(1);
+  if constexpr (R > 1) _tile_zero(2);
+  if constexpr (R > 1 && C > 1) _tile_zero(3);
+  for (int64_t k = 0; k < depth; k++, a += kStep, b += kStep) {
+    if constexpr (Terms == 1) {
+      load_left<R>(a, a_next), load_right<C>(b, b_next), multiply<R, C>();
+    } else {
+      // Neighbours share an operand, so that six products take seven loads a side and not twelve.
+      static_assert(Terms == 3);
+      load_left<R>(a, a_next), load_right<C>(b + 2 * kTileWords, b_next), multiply<R, C>();
+      load_right<C>(b + kTileWords, b_next), multiply<R, C>();
+      load_left<R>(a + kTileWords, a_next), multiply<R, C>();
+      load_right<C>(b, b_next), multiply<R, C>();
+      load_left<R>(a + 2 * kTileWords, a_next), multiply<R, C>();
+      load_left<R>(a, a_next), multiply<R, C>();
+    }
+  }
+  _tile_stored(0, sums, 64);
+  if constexpr (C > 1) _tile_stored(1, sums + 256, 64);
+  if constexpr (R > 1) _tile_stored(2, sums + 512, 64);
+  if constexpr (R > 1 && C > 1) _tile_stored(3, sums + 768, 64);
+}
+
+}  // namespace RMC_ISA
+}  // namespace rmc
