@@ -355,12 +355,33 @@ def test_unknown_instruction_set() -> None:
 
 
 def test_environment_forces_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = SPECS["sonnet"]
+    call, grad = make(spec, 20, 2)
+    want = everything(CpuBackend("generic"), spec, call, grad)
     monkeypatch.setenv("RMC_KERNELS_ISA", "generic")
-    cpu.cell.cache_clear()
-    try:
-        assert cpu.cell(SPECS["sonnet"], False, "").isa == "generic"
-    finally:
-        cpu.cell.cache_clear()
+    same_bits(everything(CpuBackend(), spec, call, grad), want)
+
+
+@pytest.mark.skipif("amx" not in ISAS, reason="needs AMX")
+@pytest.mark.parametrize("save", [False, True])
+def test_large_batches_take_the_amx_split(save: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = SPECS["sonnet"]
+    batch = cpu.AMX_ROWS // spec.mem_slots
+    for size, isa in ((batch - 1, ISAS[-2]), (batch, "amx")):
+        call, grad = make(spec, size, 3)
+        want = everything(CpuBackend(isa), spec, call, grad, save)
+        same_bits(everything(CpuBackend(), spec, call, grad, save), want)
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "allow_amx_split", False)
+        same_bits(
+            everything(CpuBackend(), spec, call, grad, save), everything(CpuBackend(ISAS[-2]), spec, call, grad, save)
+        )
+        kept = CpuBackend().forward(spec, call, True)
+    # What was saved is read as it was laid out, whatever the option says by then.
+    needs = [True, True, False, *[True] * len(call.params)]
+    got = CpuBackend().backward(spec, call, *kept, grad, needs)
+    want = everything(CpuBackend(ISAS[-2]), spec, call, grad, True)
+    same_bits(dict(zip(want, [kept[0], *got], strict=True)), want)
 
 
 def test_activation_size_covers_every_batch() -> None:

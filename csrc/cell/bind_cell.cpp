@@ -25,14 +25,6 @@ T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// The plainest instruction sets come first; RMC_KERNELS_ISA or the argument names another.
-Isa choose_isa(const std::string& asked) {
-  if (!asked.empty()) return parse_isa(asked);
-  const char* forced = std::getenv("RMC_KERNELS_ISA");
-  if (forced && *forced) return parse_isa(forced);
-  return supported_isas().back();
-}
-
 Gate gate_of(const std::string& style) {
   if (style == "unit") return Gate::kUnit;
   if (style == "memory") return Gate::kMemory;
@@ -88,7 +80,7 @@ class PackedWeights {
 class Cell {
  public:
   Cell(const py::dict& spec, bool is_double, const std::string& isa)
-      : plan_(make_plan(config_of(spec), is_double ? Isa::kGeneric : choose_isa(isa), is_double)),
+      : plan_(make_plan(config_of(spec), parse_isa(isa), is_double)),
         kernels_(kernels(plan_->isa, is_double)),
         activations_(kernels_.activation_size(*plan_)) {}
 

@@ -18,7 +18,7 @@ namespace rmc {
 namespace RMC_ISA {
 
 constexpr int64_t kTileBlockK = 64;  // a chain of sums, as kBlockK; and what a weight block and an operand leave in L1
-constexpr int64_t kTilePanels = 16;   // panels that are split at once
+constexpr int64_t kTilePanels = 16;  // panels that are split at once
 
 template <class V>
 class TileWeights {
@@ -149,10 +149,10 @@ class TileOperands {
 
 // A block of 16 R rows and 16 C columns over `depth` tiles of k. bias: of the first columns, or null: c is added to.
 template <class V, int R, int C>
-void tile_block(int64_t depth, const uint32_t* a, int64_t a_next, const uint32_t* w, int64_t w_next, int32_t height,
-                const float* bias, bool relu, float* c, int64_t c_next) {
+void tile_block(int64_t depth, const uint32_t* a, int64_t a_next, const uint32_t* w, int64_t w_next, Lines ahead,
+                int32_t height, const float* bias, bool relu, float* c, int64_t c_next) {
   alignas(64) float sums[4 * 256];
-  multiply_tiles<V::kTerms, R, C>(depth, a, a_next, w, w_next, sums);
+  multiply_tiles<V::kTerms, R, C>(depth, a, a_next, w, w_next, ahead, sums);
   for (int i = 0; i < R; i++) {
     for (int j = 0; j < C; j++) {
       const float* from = sums + (2 * i + j) * 256;
@@ -168,8 +168,8 @@ void tile_block(int64_t depth, const uint32_t* a, int64_t a_next, const uint32_t
 }
 
 template <class V>
-using TileBlock = void (*)(int64_t, const uint32_t*, int64_t, const uint32_t*, int64_t, int32_t, const float*, bool,
-                           float*, int64_t);
+using TileBlock = void (*)(int64_t, const uint32_t*, int64_t, const uint32_t*, int64_t, Lines, int32_t, const float*,
+                           bool, float*, int64_t);
 
 // One row by plain multiply-adds.
 template <class V>
@@ -184,6 +184,14 @@ void exact_row(const Panels<V>& a, int64_t panel_a, int64_t row, const TileWeigh
     if (relu) y = max(V::zero(), y);
     y.store(to);
   }
+}
+
+// Each pair of panels fetches its share of the weights of the next columns.
+template <class V>
+Lines share_of(int64_t p, int64_t panels) {
+  constexpr int64_t kLines = V::kTerms * kTileWords / 16;
+  const int64_t pairs = (panels + 1) / 2;
+  return {static_cast<int>(p / 2 * kLines / pairs), static_cast<int>((p / 2 + 1) * kLines / pairs)};
 }
 
 template <class V>
@@ -215,7 +223,7 @@ void tile_gemm(const Panels<V>& a, int64_t first_a, const float* packed, const f
           const float* b = !first ? nullptr : bias ? bias + j * 16 : kNoBias;
           for (int64_t p = 0; p < panels; p += 2) {
             kBlocks[p + 1 < panels][two](depth, operands.panel(p) + k * weights.kStep, operands.stride(), w,
-                                         weights.column_stride(), a.height, b, relu && last,
+                                         weights.column_stride(), share_of<V>(p, panels), a.height, b, relu && last,
                                          c.panel(first_c + p) + j * c.chunk_stride(), c.stride());
           }
         }

@@ -33,7 +33,7 @@ void gradient_block(int64_t depth, const uint32_t* a, const uint32_t* b, int64_t
   for (int r = 0; r < 16 * R; r++) {
     for (int j = 0; j < C; j++) prefetch(out + r * stride + j * 16);
   }
-  multiply_tiles<V::kTerms, R, C>(depth, a, next, b, next, sums);
+  multiply_tiles<V::kTerms, R, C>(depth, a, next, b, next, {}, sums);
   for (int r = 0; r < 16 * R; r++) {
     for (int j = 0; j < C; j++) {
       float* to = out + r * stride + j * 16;

@@ -77,17 +77,26 @@ inline void multiply() {
   if constexpr (R > 1 && C > 1) _tile_dpbf16ps(3, 5, 7);
 }
 
+// Cache lines of each step of k that are fetched ahead of the next two right operands.
+struct Lines {
+  int first = 0, end = 0;
+};
+
 // sums[2 r + c] (16 rows of 16) = product of left operand r and right operand c over `depth` tiles of k; the second
 // operands are `a_next` and `b_next` words after the first.
 template <int Terms, int R, int C>
 inline void multiply_tiles(int64_t depth, const uint32_t* a, int64_t a_next, const uint32_t* b, int64_t b_next,
-                           float* sums) {
+                           Lines ahead, float* sums) {
   constexpr int64_t kStep = Terms * kTileWords;
   _tile_zero(0);
   if constexpr (C > 1) _tile_zero(1);
   if constexpr (R > 1) _tile_zero(2);
   if constexpr (R > 1 && C > 1) _tile_zero(3);
   for (int64_t k = 0; k < depth; k++, a += kStep, b += kStep) {
+    for (int i = ahead.first; i < ahead.end; i++) {
+      _mm_prefetch(b + 2 * b_next + i * 16, _MM_HINT_T1);
+      _mm_prefetch(b + 3 * b_next + i * 16, _MM_HINT_T1);
+    }
     if constexpr (Terms == 1) {
       load_left<R>(a, a_next), load_right<C>(b, b_next), multiply<R, C>();
     } else {

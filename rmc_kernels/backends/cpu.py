@@ -1,12 +1,13 @@
 """The CPU backend: the recurrence of a whole sequence in C++ (csrc/), one call forward and one call backward.
 
-float32. The arithmetic per element is a fixed sequence of operations, so the memories and the gradients of x, memory
-and reset_memory have the same bits for any number of threads, any batch around an element, and any cut of a sequence
-into chunks; docs/cpu-backend.md says exactly what holds for the parameters.
+float32. The arithmetic per element is a fixed sequence of operations, so on one instruction set the memories and the
+gradients of x, memory and reset_memory have the same bits for any number of threads, any batch around an element, and
+any cut of a sequence into chunks; docs/cpu-backend.md says exactly what holds for the parameters.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -22,9 +23,21 @@ try:
     from rmc_kernels import _C
 
     _missing: str | None = None
+    #: The instruction sets of this build and machine, the plainest first.
+    ISAS: tuple[str, ...] = tuple(_C.isas())
 except ImportError as error:  # built without a compiler, or for another Python
     _C = None  # type: ignore[assignment]
     _missing = str(error)
+    ISAS = ()
+
+_VECTORS = next((isa for isa in reversed(ISAS) if isa != "amx"), "")
+#: Whether float32 products of large batches may run on AMX tiles, every operand split into three bf16 numbers: as exact
+#: as plain float32, and faster. False keeps every batch on the vector units, and so on the same bits.
+allow_amx_split = True
+#: Memory rows (batch elements times slots) from which on they do: below, the tiles wait for the weights.
+AMX_ROWS = 64
+#: Saved activations begin with the instruction set that laid them out.
+_HEADER = 64
 
 _FLAGS = (
     "has_input_projection", "has_qkv_norm", "has_attention_norm", "has_mlp_norm", "joint_norm", "has_output_projection",
@@ -35,7 +48,7 @@ _SIZES = ("input_size", "mem_slots", "head_size", "num_heads", "num_blocks", "at
 
 @lru_cache(maxsize=256)
 def cell(spec: CellSpec, is_double: bool, isa: str) -> Any:
-    """The planned cell of a spec; `isa` "" takes RMC_KERNELS_ISA or the best of this machine."""
+    """The planned cell of a spec for an instruction set."""
     config: dict[str, object] = {name: getattr(spec, name) for name in (*_FLAGS, *_SIZES)}
     config |= {"key_size": spec.key_width, "rows": spec.rows, "gate_style": spec.gate_style or ""}
     config |= {"forget_bias": spec.forget_bias, "input_bias": spec.input_bias}
@@ -82,7 +95,12 @@ def frozen_weights(params: Sequence[Tensor]) -> Iterator[None]:
 
 
 class CpuBackend:
-    """The C++ kernels. `test_double` serves float64 through the generic build, for tests; `isa` forces one."""
+    """The C++ kernels.
+
+    Args:
+        isa: forces an instruction set, as the environment variable RMC_KERNELS_ISA does; "" chooses by the batch.
+        test_double: serves float64 too, through the generic build, for tests.
+    """
 
     name = "cpu"
 
@@ -105,21 +123,25 @@ class CpuBackend:
         return None
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
-        """See `Backend.activation_size`: linear in steps and in batch elements."""
-        per_element, per_tile = self._cell(spec, dtype).activation_bytes
-        return steps * (batch_size * per_element + per_tile)  # type: ignore[no-any-return]
+        """See `Backend.activation_size`: linear in steps and in batch elements, whichever instruction set runs."""
+        cells = [cell(spec, dtype is torch.float64, isa) for isa in set(self._isas(dtype))]
+        per_element, per_tile = (max(sizes) for sizes in zip(*(c.activation_bytes for c in cells), strict=True))
+        return _HEADER + steps * (batch_size * per_element + per_tile)  # type: ignore[no-any-return]
 
     def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
         """See `Backend.forward`."""
         dtype = call.x.dtype
-        native = self._cell(spec, dtype)
+        isa = self._choose(spec, call.batch_size, dtype)
+        native = cell(spec, dtype is torch.float64, isa)
         memories = torch.empty((call.batch_size, call.steps, spec.mem_slots, spec.mem_size), dtype=dtype)
         size = self.activation_size(spec, call.batch_size, call.steps, dtype) if save else 0
         activations = torch.empty(size, dtype=torch.uint8)
+        if size:
+            activations[0] = ISAS.index(isa)
         inputs, params = _contiguous(call)
         native.forward(
             _sizes(call), _pointers(inputs), _pointers(params), _packed(native, call.params, params, False),
-            memories.data_ptr(), activations.data_ptr() if size else 0, size,
+            memories.data_ptr(), *_behind_header(activations),
         )  # fmt: skip
         return memories, activations
 
@@ -127,7 +149,9 @@ class CpuBackend:
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
     ) -> list[Tensor]:
         """See `Backend.backward`."""
-        native = self._cell(spec, call.x.dtype)
+        kept, dtype = activations.numel() > 0, call.x.dtype
+        isa = ISAS[int(activations[0])] if kept else self._choose(spec, call.batch_size, dtype)
+        native = cell(spec, dtype is torch.float64, isa)
         inputs, params = _contiguous(call)
         grad, memories = grad.contiguous(), memories.contiguous()
         targets = (inputs[0], inputs[1], inputs[4], *params)
@@ -139,16 +163,30 @@ class CpuBackend:
             g.data_ptr() if need and target is not None else 0
             for g, target, need in zip(grads, targets, needs, strict=True)
         )
-        size = activations.numel()
         native.backward(
             _sizes(call), _pointers(inputs), _pointers(params), _packed(native, call.params, params, True),
-            memories.data_ptr(), activations.data_ptr() if size else 0, size,
+            memories.data_ptr(), *_behind_header(activations),
             (grad.data_ptr(), *wanted[:3]), wanted[3:],
         )  # fmt: skip
         return grads
 
-    def _cell(self, spec: CellSpec, dtype: torch.dtype) -> Any:
-        return cell(spec, dtype is torch.float64, self._isa)
+    def _isas(self, dtype: torch.dtype) -> tuple[str, str]:
+        """The instruction sets for small and for large batches."""
+        if dtype is torch.float64:
+            return "generic", "generic"
+        forced = self._isa or os.environ.get("RMC_KERNELS_ISA", "")
+        tiles = ISAS[-1] if allow_amx_split else _VECTORS
+        return (forced, forced) if forced else (_VECTORS, tiles)
+
+    def _choose(self, spec: CellSpec, batch_size: int, dtype: torch.dtype) -> str:
+        small, large = self._isas(dtype)
+        return large if batch_size * spec.mem_slots >= AMX_ROWS else small
+
+
+def _behind_header(activations: Tensor) -> tuple[int, int]:
+    """Address and bytes of what C++ keeps, or zeros."""
+    size = activations.numel()
+    return (activations.data_ptr() + _HEADER, size - _HEADER) if size else (0, 0)
 
 
 def _contiguous(call: Call) -> tuple[tuple[Tensor | None, ...], list[Tensor]]:
