@@ -42,40 +42,46 @@ void gradient_block(int64_t depth, const uint32_t* a, const uint32_t* b, int64_t
   }
 }
 
-// False, with nothing done, where an operand cannot be split.
+// Columns of x as operands, one after the other; true where all could be split.
+template <class V, bool kLeft>
+bool split_columns(const Panels<V>& x, int64_t first, int64_t end, int64_t panels, uint32_t* to) {
+  __m512 left = _mm512_setzero_ps();
+  for (int64_t c = first; c < end; c += 16) {
+    for (int64_t p = 0; p < panels; p += 2, to += V::kTerms * kTileWords)
+      left = _mm512_add_ps(left, split_panels<V, kLeft>(x, p, panels, c, to));
+  }
+  asm volatile("" : : : "memory");  // tile loads do not tell gcc that they read memory
+  return !has_nan(left);
+}
+
+// Columns that cannot be split are left to the vector units.
 template <class V>
-bool tile_weight_gradient(const Panels<V>& dy, const Panels<V>& x, int64_t panels, float* out) {
+void tile_weight_gradient(const Panels<V>& dy, const Panels<V>& x, int64_t panels, float* out) {
   using Block = void (*)(int64_t, const uint32_t*, const uint32_t*, int64_t, float*, int64_t);
   static constexpr Block kBlocks[2][2] = {{gradient_block<V, 1, 1>, gradient_block<V, 1, 2>},
                                           {gradient_block<V, 2, 1>, gradient_block<V, 2, 2>}};
-  constexpr int64_t kStep = V::kTerms * kTileWords;
-  const int64_t inputs = x.columns / 16, outputs = dy.columns / 16;
+  constexpr int64_t kStep = V::kTerms * kTileWords, kBlock = kGradientPanels / 2;
   const int64_t depth = (panels + 1) / 2, next = depth * kStep;
-  uint32_t* words =
-      static_cast<uint32_t*>(scratch(Scratch::kOperands, static_cast<size_t>((inputs + outputs) * next) * 4));
-  __m512 left = _mm512_setzero_ps();
-  for (int64_t c = 0; c < inputs + outputs; c++) {
-    uint32_t* to = words + c * next;
-    for (int64_t p = 0; p < panels; p += 2, to += kStep) {
-      left = _mm512_add_ps(left, c < inputs ? split_panels<V, false>(x, p, panels, c * 16, to)
-                                            : split_panels<V, true>(dy, p, panels, (c - inputs) * 16, to));
-    }
-  }
-  if (has_nan(left)) return false;
-  asm volatile("" : : : "memory");  // tile loads do not tell gcc that they read memory
-  constexpr int64_t kBlock = kGradientPanels / 2;
+  const size_t words = static_cast<size_t>((x.columns / 16 + 2) * next);
+  uint32_t* left = static_cast<uint32_t*>(scratch(Scratch::kOperands, words * sizeof(uint32_t)));
+  uint32_t* right = left + 2 * next;
+  if (!split_columns<V, false>(x, 0, x.columns, panels, right))
+    return vector_weight_gradient(dy, 0, dy.columns, x, panels, out);
   const TileConfig config;
-  for (int64_t k = 0; k < depth; k += kBlock) {
-    const int64_t count = depth - k < kBlock ? depth - k : kBlock;
-    for (int64_t o = 0; o < outputs; o += 2) {
-      for (int64_t i = 0; i < inputs; i += 2) {
-        kBlocks[o + 1 < outputs][i + 1 < inputs](count, words + (inputs + o) * next + k * kStep,
-                                                 words + i * next + k * kStep, next, out + o * 16 * x.columns + i * 16,
-                                                 x.columns);
+  for (int64_t o = 0; o < dy.columns; o += 32) {
+    const int64_t end = o + 32 < dy.columns ? o + 32 : dy.columns;
+    if (!split_columns<V, true>(dy, o, end, panels, left)) {
+      vector_weight_gradient(dy, o, end, x, panels, out);
+      continue;
+    }
+    for (int64_t k = 0; k < depth; k += kBlock) {
+      const int64_t count = depth - k < kBlock ? depth - k : kBlock;
+      for (int64_t i = 0; i < x.columns; i += 32) {
+        kBlocks[end - o == 32][i + 32 <= x.columns](count, left + k * kStep, right + i / 16 * next + k * kStep, next,
+                                                    out + o * x.columns + i, x.columns);
       }
     }
   }
-  return true;
 }
 
 }  // namespace RMC_ISA

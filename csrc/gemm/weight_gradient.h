@@ -56,11 +56,10 @@ inline void weight_gradient_kernel(const typename V::T* dy, int64_t dy_stride, c
   }
 }
 
+// The rows `first` to `end` of dW, both multiples of W.
 template <class V>
-void weight_gradient(const Panels<V>& dy, const Panels<V>& x, int64_t panels, typename V::T* out) {
-  if constexpr (V::kTerms > 0) {
-    if (tile_weight_gradient(dy, x, panels, out)) return;
-  }
+void vector_weight_gradient(const Panels<V>& dy, int64_t first, int64_t end, const Panels<V>& x, int64_t panels,
+                            typename V::T* out) {
   using T = typename V::T;
   constexpr int W = V::W, R = V::kGradRows < W ? V::kGradRows : W;
   const int64_t chunk = x.chunk_stride();
@@ -70,13 +69,22 @@ void weight_gradient(const Panels<V>& dy, const Panels<V>& x, int64_t panels, ty
     for (int64_t k = 0; k < x.columns / W;) {
       const bool two = (k + 2) * W <= x.columns;
       const auto kernel = two ? weight_gradient_kernel<V, R, 2> : weight_gradient_kernel<V, R, 1>;
-      for (int64_t o = 0; o < dy.columns; o += R) {
+      for (int64_t o = first; o < end; o += R) {
         const T* d = dy.panel(p) + o / W * dy.chunk_stride() + o % W;
         T* to = out + o * x.columns + k * W;
         kernel(d, dy.stride(), x.panel(p) + k * chunk, x.stride(), chunk, dy, p % dy.count, count, to, x.columns);
       }
       k += two ? 2 : 1;
     }
+  }
+}
+
+template <class V>
+void weight_gradient(const Panels<V>& dy, const Panels<V>& x, int64_t panels, typename V::T* out) {
+  if constexpr (V::kTerms > 0) {
+    tile_weight_gradient(dy, x, panels, out);
+  } else {
+    vector_weight_gradient(dy, 0, dy.columns, x, panels, out);
   }
 }
 
