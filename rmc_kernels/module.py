@@ -180,7 +180,14 @@ class MemoryModule(nn.Module):
         return ", ".join([*shown, f"initial_memory={self.initial_memory_mode!r}", f"backend={self.backend!r}"])
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
-        values = [getattr(owner, leaf) for owner, leaf in self._leaves]
+        if torch.compiler.is_compiling():
+            values = [getattr(owner, leaf) for owner, leaf in self._leaves]
+        else:  # nn.Module.__getattr__ takes 1 us a parameter; a parametrized one is no entry of the dictionary
+            found = [owner._parameters.get(leaf) for owner, leaf in self._leaves]
+            values = [
+                getattr(owner, leaf) if value is None else value
+                for value, (owner, leaf) in zip(found, self._leaves, strict=True)
+            ]
         return dict(zip(self.spec.parameter_names, values, strict=True))
 
     def _leading_axes(self, x: Tensor, axes: str) -> int:

@@ -27,6 +27,7 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CpuBackend
 #: Backends that this version does not contain, with the reason that `explain` gives.
 ABSENT = {"triton": "the Triton kernels are not part of this version"}
 CHOICES = ("auto", *ABSENT, *BACKENDS)
+_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def is_plain(*tensors: Tensor) -> bool:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    return set(map(type, tensors)) <= _PLAIN
 
 
 def _active_transform() -> str | None:

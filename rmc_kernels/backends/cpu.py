@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ except ImportError as error:  # built without a compiler, or for another Python
     _missing = str(error)
     ISAS = ()
 
+_version = attrgetter("_version")
 _VECTORS = next((isa for isa in reversed(ISAS) if isa != "amx"), "")
 #: Whether float32 products of large batches may run on AMX tiles, every operand split into three bf16 numbers: as exact
 #: as plain float32, and faster. False keeps every batch on the vector units, and so on the same bits.
@@ -60,7 +62,7 @@ class FrozenWeights:
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.params = tuple(params)
-        self.state = tuple((p.data_ptr(), p._version) for p in self.params)
+        self.state = self._state()
         self.packed: dict[Any, Any] = {}
 
     def matches(self, params: Sequence[Tensor]) -> bool:
@@ -69,11 +71,14 @@ class FrozenWeights:
         Raises:
             RuntimeError: they are, and one was changed since.
         """
-        if len(params) != len(self.params) or any(a is not b for a, b in zip(params, self.params, strict=True)):
+        if len(params) != len(self.params) or not all(map(is_, params, self.params)):
             return False
-        if self.state != tuple((p.data_ptr(), p._version) for p in params):
+        if self.state != self._state():
             raise RuntimeError("a parameter was changed inside frozen_weights(); leave the block before training on")
         return True
+
+    def _state(self) -> tuple[list[int], list[int]]:
+        return list(map(Tensor.data_ptr, self.params)), list(map(_version, self.params))
 
 
 _frozen: list[FrozenWeights] = []
@@ -140,7 +145,7 @@ class CpuBackend:
             activations[0] = ISAS.index(isa)
         inputs, params = _contiguous(call)
         native.forward(
-            _sizes(call), _pointers(inputs), _pointers(params), _packed(native, call.params, params, False),
+            _sizes(call), _pointers(inputs), _addresses(params), _packed(native, call.params, params, False),
             memories.data_ptr(), *_behind_header(activations),
         )  # fmt: skip
         return memories, activations
@@ -164,7 +169,7 @@ class CpuBackend:
             for g, target, need in zip(grads, targets, needs, strict=True)
         )
         native.backward(
-            _sizes(call), _pointers(inputs), _pointers(params), _packed(native, call.params, params, True),
+            _sizes(call), _pointers(inputs), _addresses(params), _packed(native, call.params, params, True),
             memories.data_ptr(), *_behind_header(activations),
             (grad.data_ptr(), *wanted[:3]), wanted[3:],
         )  # fmt: skip
@@ -189,14 +194,21 @@ def _behind_header(activations: Tensor) -> tuple[int, int]:
     return (activations.data_ptr() + _HEADER, size - _HEADER) if size else (0, 0)
 
 
-def _contiguous(call: Call) -> tuple[tuple[Tensor | None, ...], list[Tensor]]:
+def _contiguous(call: Call) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, ...]]:
     """x, memory, lengths, resets, reset_memory, dropout_mask and the parameters, as C++ reads them."""
     inputs = (call.x, call.memory, call.lengths, call.resets, call.reset_memory, call.dropout_mask)
-    return tuple(None if t is None else t.contiguous() for t in inputs), [p.contiguous() for p in call.params]
+    params = call.params
+    if not all(map(Tensor.is_contiguous, params)):
+        params = tuple(map(Tensor.contiguous, params))
+    return tuple(None if t is None else t.contiguous() for t in inputs), params
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
     return tuple(0 if t is None else t.data_ptr() for t in tensors)
+
+
+def _addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(map(Tensor.data_ptr, tensors))
 
 
 def _sizes(call: Call) -> tuple[int, int, int]:
@@ -209,6 +221,6 @@ def _packed(native: Any, given: Sequence[Tensor], contiguous: Sequence[Tensor], 
         if entry.matches(given):
             key = (native, backward)
             if key not in entry.packed:
-                entry.packed[key] = native.pack(list(_pointers(contiguous)), backward)
+                entry.packed[key] = native.pack(list(_addresses(contiguous)), backward)
             return entry.packed[key]
     return None
