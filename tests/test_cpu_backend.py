@@ -343,8 +343,10 @@ def test_refuses() -> None:
     backend, spec = CpuBackend(), SPECS["sonnet"]
     assert backend.unavailable() is None
     assert backend.refuses(spec, torch.float32, torch.device("cpu")) is None
-    assert backend.refuses(spec, torch.bfloat16, torch.device("cpu")) == "float32 only, got torch.bfloat16"
-    assert backend.refuses(spec, torch.float64, torch.device("cpu")) is not None
+    for dtype in (torch.bfloat16, torch.float16):
+        assert backend.refuses(spec, dtype, torch.device("cpu")) is None
+    found = backend.refuses(spec, torch.float64, torch.device("cpu"))
+    assert found == "float32, bfloat16 or float16 only, got torch.float64"
     assert "CPU" in str(backend.refuses(spec, torch.float32, torch.device("cuda:0")))
 
 

@@ -49,15 +49,25 @@ CellConfig config_of(const py::dict& d) {
   return c;
 }
 
+Precision precision_of(const std::string& name) {
+  if (name == "float32") return Precision::kFloat32;
+  if (name == "bfloat16") return Precision::kBfloat16;
+  if (name == "float64") return Precision::kFloat64;
+  throw std::invalid_argument("precision: got '" + name + "'");
+}
+
+// Bytes of a number outside of products.
+int64_t itemsize(const Plan& plan) { return plan.precision == Precision::kFloat64 ? 8 : 4; }
+
 class PackedWeights {
  public:
   PackedWeights(std::shared_ptr<const Plan> plan, const std::vector<Address>& params, bool backward)
       : plan_(std::move(plan)), backward_(backward) {
     const int64_t count = backward ? plan_->all_weights : plan_->forward_weights;
-    const size_t bytes = (static_cast<size_t>(count) * (plan_->is_double ? 8 : 4) + 63) / 64 * 64;
+    const size_t bytes = (static_cast<size_t>(count * itemsize(*plan_)) + 63) / 64 * 64;
     data_ = std::aligned_alloc(64, bytes);
     if (!data_) throw std::bad_alloc();
-    kernels(plan_->isa, plan_->is_double)
+    kernels(plan_->isa, plan_->precision)
         .pack(*plan_, reinterpret_cast<const void* const*>(params.data()), backward, data_);
   }
   ~PackedWeights() { std::free(data_); }
@@ -79,16 +89,15 @@ class PackedWeights {
 // One cell, planned.
 class Cell {
  public:
-  Cell(const py::dict& spec, bool is_double, const std::string& isa)
-      : plan_(make_plan(config_of(spec), parse_isa(isa), is_double)),
-        kernels_(kernels(plan_->isa, is_double)),
+  Cell(const py::dict& spec, const std::string& precision, const std::string& isa)
+      : plan_(make_plan(config_of(spec), parse_isa(isa), precision_of(precision))),
+        kernels_(kernels(plan_->isa, plan_->precision)),
         activations_(kernels_.activation_size(*plan_)) {}
 
   const char* isa() const { return name(plan_->isa); }
-  int64_t itemsize() const { return plan_->is_double ? 8 : 4; }
   // Bytes of saved activations: steps * (batch * first + second).
   py::tuple activation_bytes() const {
-    return py::make_tuple(activations_.per_element * itemsize(), activations_.per_tile * itemsize());
+    return py::make_tuple(activations_.per_element * itemsize(*plan_), activations_.per_tile * itemsize(*plan_));
   }
 
   std::unique_ptr<PackedWeights> pack(const std::vector<Address>& params, bool backward) const {
@@ -153,7 +162,7 @@ class Cell {
     void activations(const Cell& cell, Address address, int64_t bytes) {
       const ActivationSize& size = cell.activations_;
       if (!address) return;
-      if (bytes < in.steps * (in.batch * size.per_element + size.per_tile) * cell.itemsize())
+      if (bytes < in.steps * (in.batch * size.per_element + size.per_tile) * itemsize(*cell.plan_))
         throw std::invalid_argument("activations: the buffer is too small");
       in.activations = pointer<void>(address);
     }
@@ -189,7 +198,8 @@ py::dict read_profile() {
 void register_cell(py::module_& m) {
   py::class_<PackedWeights>(m, "PackedWeights", "Parameters in the layout of the kernels.");
   py::class_<Cell>(m, "Cell", "One cell, planned for an instruction set.")
-      .def(py::init<const py::dict&, bool, const std::string&>(), py::arg("spec"), py::arg("is_double"), py::arg("isa"))
+      .def(py::init<const py::dict&, const std::string&, const std::string&>(), py::arg("spec"), py::arg("precision"),
+           py::arg("isa"))
       .def_property_readonly("isa", &Cell::isa)
       .def_property_readonly("activation_bytes", &Cell::activation_bytes)
       .def("pack", &Cell::pack)
@@ -201,14 +211,14 @@ void register_cell(py::module_& m) {
   m.def(
       "vector_math",
       [](const std::string& isa, int function, Address x, Address y, int64_t count) {
-        kernels(parse_isa(isa), false).apply(function, pointer<void>(x), pointer<void>(y), count);
+        kernels(parse_isa(isa), Precision::kFloat32).apply(function, pointer<void>(x), pointer<void>(y), count);
       },
       "exp (0), sigmoid (1), tanh (2) of float32, for tests.");
   m.def(
       "time_gemm",
       [](const std::string& isa, int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats) {
         py::gil_scoped_release release;
-        return kernels(parse_isa(isa), false).gemm(rows, inputs, outputs, repeats);
+        return kernels(parse_isa(isa), Precision::kFloat32).gemm(rows, inputs, outputs, repeats);
       },
       "Least CPU seconds of one float32 product of the cell's GEMM.");
 }

@@ -2,12 +2,20 @@
 
 #include <stdexcept>
 
+#include "cell/plan.h"
+
 namespace rmc {
 
-const Kernels& kernels(Isa isa, bool is_double) {
-  if (is_double) {
+const Kernels& kernels(Isa isa, Precision precision) {
+  if (precision == Precision::kFloat64) {
     if (isa != Isa::kGeneric) throw std::invalid_argument("isa: float64 runs in the generic build only");
     return kernels_generic_double();
+  }
+  if (precision == Precision::kBfloat16) {
+#ifdef RMC_HAVE_AMX
+    if (isa == Isa::kAmx) return kernels_amx_bfloat16();
+#endif
+    throw std::invalid_argument("isa: bfloat16 products are those of AMX");
   }
   switch (isa) {
     case Isa::kGeneric:

@@ -8,6 +8,7 @@
 namespace rmc {
 
 struct Plan;
+enum class Precision;
 
 // Pointers are to the plan's scalar type (float or double), contiguous unless said otherwise; absent ones are null.
 struct CellInputs {
@@ -54,13 +55,14 @@ struct Kernels {
   double (*gemm)(int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats);  // least CPU seconds of one product
 };
 
-// Throws std::invalid_argument where the instruction set is missing from this build.
-const Kernels& kernels(Isa isa, bool is_double);
+// Throws std::invalid_argument where this build does not have them.
+const Kernels& kernels(Isa isa, Precision precision);
 
 const Kernels& kernels_generic();
 const Kernels& kernels_generic_double();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
 const Kernels& kernels_amx();  // float32 through three bf16 terms
+const Kernels& kernels_amx_bfloat16();
 
 }  // namespace rmc

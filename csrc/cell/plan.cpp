@@ -20,11 +20,11 @@ struct Storage {
 
 class Builder {
  public:
-  Builder(const CellConfig& config, Isa isa, bool is_double) : config_(config) {
-    const Shape shape = kernels(isa, is_double).shape;
+  Builder(const CellConfig& config, Isa isa, Precision precision) : config_(config) {
+    const Shape shape = kernels(isa, precision).shape;
     plan_.config = config;
     plan_.isa = isa;
-    plan_.is_double = is_double;
+    plan_.precision = precision;
     plan_.W = shape.width;
     terms_ = shape.terms;
     plan_.max_rows = shape.max_rows;
@@ -197,8 +197,8 @@ class Builder {
 
 }  // namespace
 
-std::shared_ptr<const Plan> make_plan(const CellConfig& config, Isa isa, bool is_double) {
-  return Builder(config, isa, is_double).build();
+std::shared_ptr<const Plan> make_plan(const CellConfig& config, Isa isa, Precision precision) {
+  return Builder(config, isa, precision).build();
 }
 
 int panel_height(int64_t rows, int64_t max_rows) {

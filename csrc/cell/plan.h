@@ -12,6 +12,9 @@
 
 namespace rmc {
 
+// What the products of a cell work with; everything else is float32, but for kFloat64, which is for tests.
+enum class Precision { kFloat32, kBfloat16, kFloat64 };
+
 enum class Gate { kNone, kMemory, kUnit };
 
 // The flags of rmc_kernels.spec.CellSpec.
@@ -63,7 +66,7 @@ struct Block {
 struct Plan {
   CellConfig config;
   Isa isa = Isa::kGeneric;
-  bool is_double = false;
+  Precision precision = Precision::kFloat32;
   int64_t W = 0, max_rows = 0;
 
   int64_t N = 0, n = 0, S = 0, H = 0, K = 0, V = 0, D = 0, F = 0, G = 0, I = 0, L = 0, blocks = 0;
@@ -96,7 +99,7 @@ struct Plan {
 };
 
 // Throws std::invalid_argument where a size does not fit.
-std::shared_ptr<const Plan> make_plan(const CellConfig& config, Isa isa, bool is_double);
+std::shared_ptr<const Plan> make_plan(const CellConfig& config, Isa isa, Precision precision);
 
 // Height of a GEMM panel for so many rows: the fewest padded rows, tall panels first.
 int panel_height(int64_t rows, int64_t max_rows);

@@ -30,8 +30,8 @@ inline __m512i paired(__m512 even, __m512 odd) {
   return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(bits(even), 16), bits(odd));
 }
 
-// The terms of a vector. What cannot be split (infinite, NaN, or so large that rounding overflows) has a last term
-// that is NaN.
+// The terms of a vector, the last of which is not rounded. What cannot be split (infinite, NaN, or so large that
+// rounding overflows) has a last term that is NaN.
 template <int Terms>
 struct Split {
   __m512 term[Terms];
@@ -46,10 +46,22 @@ struct Split {
   }
 };
 
+// Two vectors rounded to bf16, as pairs; a NaN stays one.
+inline __m512i rounded_pairs(__m512 even, __m512 odd) {
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+  const __m512i interleaved = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                               6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(interleaved, halves);
+}
+
 // Writes the words of a tile row (or of a row of pairs) for all terms, which are kTileWords apart; returns what is NaN
 // where the operands cannot be split.
 template <int Terms>
 inline __m512 store_pairs(__m512 even, __m512 odd, uint32_t* to) {
+  if constexpr (Terms == 1) {
+    _mm512_store_si512(to, rounded_pairs(even, odd));
+    return _mm512_setzero_ps();  // every number has a bf16 beside it
+  }
   const Split<Terms> a(even), b(odd);
 #pragma GCC unroll 3
   for (int t = 0; t < Terms; t++) _mm512_store_si512(to + t * kTileWords, paired(a.term[t], b.term[t]));

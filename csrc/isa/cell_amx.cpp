@@ -15,4 +15,9 @@ const Kernels& kernels_amx() {
   return kernels;
 }
 
+const Kernels& kernels_amx_bfloat16() {
+  static constexpr Kernels kernels = amx::table<amx::Vector16<1>>();
+  return kernels;
+}
+
 }  // namespace rmc

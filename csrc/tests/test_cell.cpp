@@ -53,8 +53,8 @@ struct Problem {
   std::vector<char> activations;
   bool resets[4096] = {};
 
-  Problem(const rmc::CellConfig& config, rmc::Isa isa, int64_t b, int64_t t)
-      : plan(rmc::make_plan(config, isa, sizeof(T) == 8)), batch(b), steps(t) {
+  Problem(const rmc::CellConfig& config, rmc::Isa isa, rmc::Precision precision, int64_t b, int64_t t)
+      : plan(rmc::make_plan(config, isa, precision)), batch(b), steps(t) {
     const rmc::Plan& p = *plan;
     std::mt19937 random(1);
     std::uniform_real_distribution<double> uniform(-0.5, 0.5);
@@ -91,7 +91,7 @@ struct Problem {
     if (!p.live_inputs) fill(mask, batch * steps * p.H * p.N * p.S);
     for (int64_t i = 0; i < batch; i++) lengths.push_back(i % (steps + 2) - 1 + steps / 2);
     for (int64_t i = 0; i < batch * steps; i++) resets[i] = i % 5 == 2;
-    const rmc::ActivationSize size = rmc::kernels(isa, sizeof(T) == 8).activation_size(p);
+    const rmc::ActivationSize size = rmc::kernels(isa, precision).activation_size(p);
     activations.resize(static_cast<size_t>(steps * (batch * size.per_element + size.per_tile)) * sizeof(T) + 64);
   }
 
@@ -109,7 +109,7 @@ struct Problem {
     }
     char* aligned = activations.data() + (64 - reinterpret_cast<uintptr_t>(activations.data()) % 64) % 64;
     if (save) in.activations = aligned;
-    const rmc::Kernels& table = rmc::kernels(plan->isa, sizeof(T) == 8);
+    const rmc::Kernels& table = rmc::kernels(plan->isa, plan->precision);
     table.forward(*plan, in);
     rmc::CellGradients out;
     out.memories = grad.data(), out.x = dx.data(), out.memory = dmemory.data(), out.params = outputs.data();
@@ -139,11 +139,12 @@ bool same(const std::vector<T>& a, const std::vector<T>& b) {
 }
 
 template <class T>
-void test_cell(const Named& cell, rmc::Isa isa) {
-  const std::string what = std::string(cell.name) + " " + rmc::name(isa) + (sizeof(T) == 8 ? " double" : "");
+void test_cell(const Named& cell, rmc::Isa isa, rmc::Precision precision) {
+  const char* kPrecisions[] = {" float", " bfloat16", " double"};
+  const std::string what = std::string(cell.name) + " " + rmc::name(isa) + kPrecisions[static_cast<int>(precision)];
   for (auto [batch, steps] : {std::pair<int64_t, int64_t>{1, 1}, {37, 9}, {0, 3}, {2, 0}}) {
     for (bool options : {false, true}) {
-      Problem<T> problem(cell.config, isa, batch, steps);
+      Problem<T> problem(cell.config, isa, precision, batch, steps);
       problem.run(1, false, options);
       const std::vector<T> first = problem.results();
       check(finite(first), what + " is finite");
@@ -157,7 +158,8 @@ void test_cell(const Named& cell, rmc::Isa isa) {
 
 // Two callers at once, each with threads of its own.
 void test_callers(const Named& cell, rmc::Isa isa) {
-  Problem<float> one(cell.config, isa, 37, 5), other(cell.config, isa, 37, 5);
+  const rmc::Precision precision = rmc::Precision::kFloat32;
+  Problem<float> one(cell.config, isa, precision, 37, 5), other(cell.config, isa, precision, 37, 5);
   std::thread caller([&] { one.run(2, false, true); });
   other.run(2, false, true);
   caller.join();
@@ -183,9 +185,10 @@ void test_exceptions() {
 int main() {
   for (const Named& cell : cells()) {
     for (rmc::Isa isa : rmc::supported_isas()) {
-      if (isa != rmc::Isa::kAmx) test_cell<float>(cell, isa);
+      test_cell<float>(cell, isa, rmc::Precision::kFloat32);
+      if (isa == rmc::Isa::kAmx) test_cell<float>(cell, isa, rmc::Precision::kBfloat16);
     }
-    test_cell<double>(cell, rmc::Isa::kGeneric);
+    test_cell<double>(cell, rmc::Isa::kGeneric, rmc::Precision::kFloat64);
   }
   test_callers(cells().front(), rmc::supported_isas().back());
   test_exceptions();

@@ -1,8 +1,8 @@
 """The CPU backend: the recurrence of a whole sequence in C++ (csrc/), one call forward and one call backward.
 
-float32. The arithmetic per element is a fixed sequence of operations, so on one instruction set the memories and the
-gradients of x, memory and reset_memory have the same bits for any number of threads, any batch around an element, and
-any cut of a sequence into chunks; docs/cpu-backend.md says exactly what holds for the parameters.
+The arithmetic per element is a fixed sequence of operations, so on one instruction set the memories and the gradients
+of x, memory and reset_memory have the same bits for any number of threads, any batch around an element, and any cut of
+a sequence into chunks; docs/cpu-backend.md says exactly what holds for the parameters.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ _VECTORS = next((isa for isa in reversed(ISAS) if isa != "amx"), "")
 allow_amx_split = True
 #: Memory rows (batch elements times slots) from which on they do: below, the tiles wait for the weights.
 AMX_ROWS = 64
-#: Saved activations begin with the instruction set that laid them out.
+#: What products work with, and the instruction set.
+Kernels = tuple[str, str]
+_KERNELS: list[Kernels] = [("float64", "generic"), ("bfloat16", "amx"), *(("float32", isa) for isa in ISAS)]
+#: Saved activations begin with the number of the kernels that laid them out.
 _HEADER = 64
 
 _FLAGS = (
@@ -49,12 +52,12 @@ _SIZES = ("input_size", "mem_slots", "head_size", "num_heads", "num_blocks", "at
 
 
 @lru_cache(maxsize=256)
-def cell(spec: CellSpec, is_double: bool, isa: str) -> Any:
-    """The planned cell of a spec for an instruction set."""
+def cell(spec: CellSpec, precision: str, isa: str) -> Any:
+    """The planned cell of a spec."""
     config: dict[str, object] = {name: getattr(spec, name) for name in (*_FLAGS, *_SIZES)}
     config |= {"key_size": spec.key_width, "rows": spec.rows, "gate_style": spec.gate_style or ""}
     config |= {"forget_bias": spec.forget_bias, "input_bias": spec.input_bias}
-    return _C.Cell(config, is_double, isa)
+    return _C.Cell(config, precision, isa)
 
 
 class FrozenWeights:
@@ -102,6 +105,9 @@ def frozen_weights(params: Sequence[Tensor]) -> Iterator[None]:
 class CpuBackend:
     """The C++ kernels.
 
+    float32 in float32; bfloat16 with bf16 products on AMX tiles where the machine has them; otherwise half types are
+    widened and computed in float32. Memories are float32 throughout.
+
     Args:
         isa: forces an instruction set, as the environment variable RMC_KERNELS_ISA does; "" chooses by the batch.
         test_double: serves float64 too, through the generic build, for tests.
@@ -123,27 +129,26 @@ class CpuBackend:
         """See `Backend.refuses`."""
         if device.type != "cpu":
             return f"CPU tensors only, got {device}"
-        if dtype is not torch.float32 and not (self._test_double and dtype is torch.float64):
-            return f"float32 only, got {dtype}"
+        if dtype is torch.float64 and not self._test_double:
+            return f"float32, bfloat16 or float16 only, got {dtype}"
         return None
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
-        """See `Backend.activation_size`: linear in steps and in batch elements, whichever instruction set runs."""
-        cells = [cell(spec, dtype is torch.float64, isa) for isa in set(self._isas(dtype))]
-        per_element, per_tile = (max(sizes) for sizes in zip(*(c.activation_bytes for c in cells), strict=True))
+        """See `Backend.activation_size`: linear in steps and in batch elements, whichever kernels run."""
+        sizes = [cell(spec, *kernels).activation_bytes for kernels in set(self._kernels(dtype))]
+        per_element, per_tile = map(max, zip(*sizes, strict=True))
         return _HEADER + steps * (batch_size * per_element + per_tile)  # type: ignore[no-any-return]
 
     def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
         """See `Backend.forward`."""
-        dtype = call.x.dtype
-        isa = self._choose(spec, call.batch_size, dtype)
-        native = cell(spec, dtype is torch.float64, isa)
-        memories = torch.empty((call.batch_size, call.steps, spec.mem_slots, spec.mem_size), dtype=dtype)
-        size = self.activation_size(spec, call.batch_size, call.steps, dtype) if save else 0
+        kernels = self._choose(spec, call)
+        native = cell(spec, *kernels)
+        inputs, params = _as_read(call)
+        memories = torch.empty((call.batch_size, call.steps, spec.mem_slots, spec.mem_size), dtype=inputs[1].dtype)
+        size = self.activation_size(spec, call.batch_size, call.steps, call.x.dtype) if save else 0
         activations = torch.empty(size, dtype=torch.uint8)
         if size:
-            activations[0] = ISAS.index(isa)
-        inputs, params = _contiguous(call)
+            activations[0] = _KERNELS.index(kernels)
         native.forward(
             _sizes(call), _pointers(inputs), _addresses(params), _packed(native, call.params, params, False),
             memories.data_ptr(), *_behind_header(activations),
@@ -154,38 +159,37 @@ class CpuBackend:
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
     ) -> list[Tensor]:
         """See `Backend.backward`."""
-        kept, dtype = activations.numel() > 0, call.x.dtype
-        isa = ISAS[int(activations[0])] if kept else self._choose(spec, call.batch_size, dtype)
-        native = cell(spec, dtype is torch.float64, isa)
-        inputs, params = _contiguous(call)
+        kernels = _KERNELS[int(activations[0])] if activations.numel() else self._choose(spec, call)
+        native = cell(spec, *kernels)
+        inputs, params = _as_read(call)
         grad, memories = grad.contiguous(), memories.contiguous()
-        targets = (inputs[0], inputs[1], inputs[4], *params)
-        grads = [
-            torch.empty(target.shape if need and target is not None else (0,), dtype=call.x.dtype)
-            for target, need in zip(targets, needs, strict=True)
-        ]
-        wanted = tuple(
-            g.data_ptr() if need and target is not None else 0
-            for g, target, need in zip(grads, targets, needs, strict=True)
-        )
+        targets = (call.x, call.memory, call.reset_memory, *call.params)
+        wanted = [target if need else None for target, need in zip(targets, needs, strict=True)]
+        grads = [torch.empty(0 if t is None else t.shape, dtype=memories.dtype) for t in wanted]
+        addresses = [0 if t is None else g.data_ptr() for g, t in zip(grads, wanted, strict=True)]
         native.backward(
             _sizes(call), _pointers(inputs), _addresses(params), _packed(native, call.params, params, True),
             memories.data_ptr(), *_behind_header(activations),
-            (grad.data_ptr(), *wanted[:3]), wanted[3:],
+            (grad.data_ptr(), *addresses[:3]), tuple(addresses[3:]),
         )  # fmt: skip
-        return grads
+        return [g if t is None else g.to(t.dtype) for g, t in zip(grads, wanted, strict=True)]
 
-    def _isas(self, dtype: torch.dtype) -> tuple[str, str]:
-        """The instruction sets for small and for large batches."""
-        if dtype is torch.float64:
-            return "generic", "generic"
+    def _kernels(self, dtype: torch.dtype) -> tuple[Kernels, Kernels]:
+        """Those for small and for large batches."""
         forced = self._isa or os.environ.get("RMC_KERNELS_ISA", "")
-        tiles = ISAS[-1] if allow_amx_split else _VECTORS
-        return (forced, forced) if forced else (_VECTORS, tiles)
+        if dtype is torch.float64:
+            small = large = ("float64", "generic")
+        elif dtype is torch.bfloat16 and (forced or ISAS[-1]) == "amx":
+            small = large = ("bfloat16", "amx")
+        elif forced:
+            small = large = ("float32", forced)
+        else:
+            small, large = ("float32", _VECTORS), ("float32", ISAS[-1] if allow_amx_split else _VECTORS)
+        return small, large
 
-    def _choose(self, spec: CellSpec, batch_size: int, dtype: torch.dtype) -> str:
-        small, large = self._isas(dtype)
-        return large if batch_size * spec.mem_slots >= AMX_ROWS else small
+    def _choose(self, spec: CellSpec, call: Call) -> Kernels:
+        small, large = self._kernels(call.x.dtype)
+        return large if call.batch_size * spec.mem_slots >= AMX_ROWS else small
 
 
 def _behind_header(activations: Tensor) -> tuple[int, int]:
@@ -194,12 +198,15 @@ def _behind_header(activations: Tensor) -> tuple[int, int]:
     return (activations.data_ptr() + _HEADER, size - _HEADER) if size else (0, 0)
 
 
-def _contiguous(call: Call) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, ...]]:
+def _as_read(call: Call) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
     """x, memory, lengths, resets, reset_memory, dropout_mask and the parameters, as C++ reads them."""
-    inputs = (call.x, call.memory, call.lengths, call.resets, call.reset_memory, call.dropout_mask)
-    params = call.params
+    params, x, mask = call.params, call.x, call.dropout_mask
+    if x.dtype in (torch.bfloat16, torch.float16):
+        params, x = tuple(map(Tensor.float, params)), x.float()
+        mask = None if mask is None else mask.float()
     if not all(map(Tensor.is_contiguous, params)):
         params = tuple(map(Tensor.contiguous, params))
+    inputs = (x, call.memory, call.lengths, call.resets, call.reset_memory, mask)
     return tuple(None if t is None else t.contiguous() for t in inputs), params
 
 
