@@ -110,6 +110,13 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
 
 
+def attention_dropout(x: Tensor, spec: CellSpec, probability: float) -> Tensor:
+    """A freshly drawn `dropout_mask` [B, T, H, N, S] for x [B, T, ...], in the dtype it computes in."""
+    shape = (*x.shape[:2], spec.num_heads, spec.mem_slots, spec.total_rows)
+    keep = 1 - probability
+    return x.new_empty(shape, dtype=compute_dtype(x)).bernoulli_(keep) / keep
+
+
 def _autocasts(x: Tensor) -> bool:
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from rmc_kernels import backends, errors, initial
-from rmc_kernels.functional import RECOMPUTE, Options, compute_dtype, memory_dtype, relational_memory, with_attention
+from rmc_kernels.functional import (
+    RECOMPUTE,
+    Options,
+    attention_dropout,
+    compute_dtype,
+    memory_dtype,
+    relational_memory,
+    with_attention,
+)
 from rmc_kernels.read_heads import ReadHead
 from rmc_kernels.spec import CellSpec, GateStyle
 
@@ -204,11 +212,7 @@ class MemoryModule(nn.Module):
         batch, steps = x.shape[:2]
         spec = self.spec
         start = self._initial_memory(batch) if memory is None or resets is not None else None
-        mask = None
-        if self.training and spec.dropout:
-            shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)
-            keep = 1 - spec.dropout
-            mask = x.new_empty(shape, dtype=compute_dtype(x)).bernoulli_(keep) / keep
+        mask = attention_dropout(x, spec, spec.dropout) if self.training and spec.dropout else None
         reset_memory = start if resets is not None else None
         options = Options(lengths, resets, reset_memory, mask)
         first = start if memory is None else memory
