@@ -166,6 +166,9 @@ class MemoryModule(nn.Module):
         """Features of one step's output."""
         return self.read_head.output_size
 
+    def flatten_parameters(self) -> None:
+        """Does nothing: nn.LSTM's call, for code that makes it. Backends pack weights themselves."""
+
     @contextmanager
     def frozen_weights(self) -> Iterator[None]:
         """Let a backend keep its packed copy of the weights for all calls inside the block (inference, acting).
@@ -185,6 +188,8 @@ class MemoryModule(nn.Module):
         shown += [f"{name}={getattr(spec, name)!r}" for name, value in default.items() if getattr(spec, name) != value]
         if spec.key_width != spec.head_size:
             shown.append(f"key_size={spec.key_size}")
+        if self.recompute != RECOMPUTE[0]:
+            shown.append(f"recompute={self.recompute!r}")
         return ", ".join([*shown, f"initial_memory={self.initial_memory_mode!r}", f"backend={self.backend!r}"])
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
