@@ -50,7 +50,8 @@ def truncated(
         x: batched, as the layer takes it.
         memory: [B, N, D] before the first step, with gradient in the first chunk; None for the initial memory.
         chunk_steps: steps of a chunk; the last may be shorter.
-        lengths, resets: as the layer takes them.
+        lengths: [B], as the layer takes them, or None; values above T count as T.
+        resets: bool, laid out as the leading axes of x, or None.
 
     Raises:
         TypeError, ValueError: naming the argument, what it got and what it takes.
@@ -76,8 +77,12 @@ def checkpointed(
     are other draws than those of one call.
 
     Args:
-        layer, x, memory, lengths, resets: as in `truncated`.
+        layer: the layer.
+        x: batched, as the layer takes it.
+        memory: [B, N, D] before the first step, or None for the initial memory.
         chunk_steps: steps of a chunk; about the square root of T keeps the least.
+        lengths: [B], as the layer takes them, or None; values above T count as T.
+        resets: bool, laid out as the leading axes of x, or None.
 
     Returns:
         The layer's output and final memory.
@@ -112,6 +117,8 @@ def _parts(
     dims = 2 + len(layer.spec.input_shape)
     if errors.is_tensor("x", x, "a batched tensor").dim() != dims:
         raise ValueError(f"x takes a batched tensor of {dims} axes, got {tuple(x.shape)}")
+    if resets is not None and errors.is_tensor("resets", resets, "a bool tensor").shape != x.shape[:2]:
+        raise ValueError(f"resets takes shape {tuple(x.shape[:2])}, got {tuple(resets.shape)}")
     time = 1 if layer.batch_first else 0
     for start in range(0, x.shape[time], chunk_steps):
         span = slice(start, min(start + chunk_steps, x.shape[time]))
