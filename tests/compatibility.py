@@ -63,7 +63,7 @@ def pytest_runtest_makereport(item: pytest.Function, call: pytest.CallInfo[None]
     marker = item.get_closest_marker("feature")
     if marker is not None and (report.when == "call" or report.outcome != "passed"):
         parameters = {**getattr(getattr(item, "callspec", None), "params", {}), **marker.kwargs}
-        backend, variant = parameters["backend"], parameters["variant"]
+        backend, variant = parameters["backend"], parameters["variant"].removeprefix("compat ")
         item.config.stash[_results].add(marker.args[0], backend, variant, report.outcome)
     return report  # type: ignore[return-value]
 
