@@ -1,6 +1,6 @@
 """Acting with a memory: a small partially observable grid, and a policy gradient.
 
-    python examples/recall_grid.py [--updates 200] [--seed 0] [--backend auto]
+    python examples/recall_grid.py [--updates 120] [--seed 0] [--backend auto]
 
 The task. A corridor leads to two goals, one up and one down at its far end. A lamp at the start says which one pays +1;
 the other costs 1. The agent sees the 3 x 3 cells around itself, so the lamp only while it stands at the start: without
@@ -155,7 +155,7 @@ def train(policy: Policy, updates: int, batch: int = 64, steps: int = 32, show: 
 def main() -> None:
     """Train and print; half is what no policy without memory exceeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--updates", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", default="auto")
     options = parser.parse_args()
