@@ -94,7 +94,7 @@ def checkpointed(
     for _, part in _parts(layer, x, chunk_steps, lengths, resets):
         output, memory = checkpoint(
             layer, part.x, memory, lengths=part.lengths, resets=part.resets, use_reentrant=False
-        )  # type: ignore[misc]
+        )
         outputs.append(output)
     if memory is None or not outputs:
         return layer(x, memory, lengths=lengths, resets=resets)  # type: ignore[no-any-return]

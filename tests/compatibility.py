@@ -59,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Function, call: pytest.CallInfo[None]) -> Iterator[None]:
-    report: pytest.TestReport = yield  # type: ignore[misc, assignment]
+    report: pytest.TestReport = yield  # type: ignore[assignment]
     marker = item.get_closest_marker("feature")
     if marker is not None and (report.when == "call" or report.outcome != "passed"):
         parameters = {**getattr(getattr(item, "callspec", None), "params", {}), **marker.kwargs}

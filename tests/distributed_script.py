@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -105,7 +105,8 @@ def compare(variant: str, backend: str, folder: Path) -> dict[str, float]:
         model = Model(variant, backend)
         scalars = replicate_scalars(model)
         fully_shard(model.core, mesh=mesh, ignored_params=scalars)
-        return fully_shard(model, mesh=mesh, ignored_params=scalars)
+        fully_shard(model, mesh=mesh, ignored_params=scalars)
+        return model
 
     model = sharded()
     optimizer = adam(model)
@@ -113,14 +114,14 @@ def compare(variant: str, backend: str, folder: Path) -> dict[str, float]:
     found["FSDP2, after 3 updates"] = difference({n: whole(v.detach()) for n, v in model.named_parameters()}, final)
 
     weights, moments = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder)
+    state_dict_saver.save({"model": weights, "optimizer": moments}, checkpoint_id=folder)
     other = sharded()
     with torch.no_grad():
         for value in other.parameters():
             value.zero_()
     resumed = adam(other)
     weights, moments = get_state_dict(other, resumed)
-    dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=folder)
+    state_dict_loader.load({"model": weights, "optimizer": moments}, checkpoint_id=folder)
     set_state_dict(other, resumed, model_state_dict=weights, optim_state_dict=moments)
     train(other, half, 1, resumed)
     train(model, half, 1, optimizer)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,7 +22,7 @@ EVERY_BACKEND = pytest.mark.parametrize("backend", ["cpu", "reference"])
 BATCH, STEPS, INPUTS = 4, 6, 8
 
 
-def layer(variant: str, backend: str, **options: object) -> RelationalMemory:
+def layer(variant: str, backend: str, **options: Any) -> RelationalMemory:
     """A layer with the same weights at every call."""
     torch.manual_seed(0)
     made = RelationalMemory.from_spec(SPECS[variant], backend=backend, **options)
@@ -51,4 +54,4 @@ def close_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     """Every gradient equal to float32 rounding."""
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5, msg=partial("{}: {}".format, name))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,13 @@ from rmc_kernels import RelationalMemory, RelationalMemoryCell
 from rmc_kernels.compat import l0sg, r2gen, textgan
 from tests.habits import BATCH, EVERY_VARIANT, SPECS, close, close_gradients, gradients, inputs, layer
 
-#: With fullgraph=True: one graph, compiled once, or an error.
-NO_RECOMPILE = torch._dynamo.config.patch(error_on_recompile=True)
+
+@pytest.fixture
+def compiled_once() -> Iterator[None]:
+    """A second compilation raises, and with fullgraph=True so does a second graph."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
 
 
 class Model(nn.Module):
@@ -38,12 +45,10 @@ def _tokens(batch: int, steps: int) -> Tensor:
 
 @pytest.mark.feature("torch.compile(fullgraph=True) of a model, other B and T without recompiling", backend="cpu")
 @EVERY_VARIANT
-@NO_RECOMPILE
-def test_compiled_models(variant: str) -> None:
+def test_compiled_models(variant: str, compiled_once: None) -> None:
     """Values and gradients of every size are the eager ones."""
     core = layer(variant, "cpu")
     model = Model(core, core.output_size)
-    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for batch, steps in ((4, 6), (2, 6), (4, 9), (7, 3)):
         tokens = _tokens(batch, steps)
@@ -58,26 +63,24 @@ def test_compiled_models(variant: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["l0sg", "textgan", "r2gen"])
-@NO_RECOMPILE
-def test_compiled_drop_ins(name: str) -> None:
+def test_compiled_drop_ins(name: str, compiled_once: None) -> None:
     """With the original's habit of asking for the initial memory inside the model."""
 
     class Caller(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.core = {
+            self.core: Any = {
                 "l0sg": l0sg.RelationalMemory(3, 4, 8, 2, return_all_outputs=True, backend="cpu"),
                 "textgan": textgan.RelationalMemory(3, 4, 8, 2, return_all_outputs=True, backend="cpu"),
                 "r2gen": r2gen.RelationalMemory(3, 8, 2, backend="cpu").eval(),
             }[name]
 
-        def forward(self, x: Tensor) -> Tensor:
-            if isinstance(self.core, r2gen.RelationalMemory):
-                return self.core(x, self.core.init_memory(x.size(0)))  # type: ignore[no-any-return]
-            return self.core(x, self.core.initial_state(x.size(0)))[0]  # type: ignore[no-any-return]
+        def forward(self, x: Tensor) -> Any:
+            if name == "r2gen":
+                return self.core(x, self.core.init_memory(x.size(0)))
+            return self.core(x, self.core.initial_state(x.size(0)))[0]
 
     model = Caller()
-    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for batch, steps in ((4, 6), (3, 5), (2, 9)):
         x = inputs(batch, steps, 8)
@@ -85,12 +88,10 @@ def test_compiled_drop_ins(name: str) -> None:
 
 
 @pytest.mark.slow
-@NO_RECOMPILE
-def test_compiled_by_inductor() -> None:
+def test_compiled_by_inductor(compiled_once: None) -> None:
     """The default compiler generates code around the operators."""
     core = layer("sonnet", "cpu")
     model = Model(core, core.output_size)
-    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for batch, steps in ((4, 6), (2, 9)):
         results = []

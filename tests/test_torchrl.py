@@ -120,4 +120,4 @@ def test_shapes_modes_and_errors() -> None:
     with pytest.raises(ValueError, match="layer takes one with batch_first=True"):
         RelationalMemoryModule(layer("sonnet", "cpu", batch_first=False), in_key="a", out_key="b")
     with pytest.raises(TypeError, match="layer takes a RelationalMemory"):
-        RelationalMemoryModule(nn.LSTM(2, 2), in_key="a", out_key="b")
+        RelationalMemoryModule(nn.LSTM(2, 2), in_key="a", out_key="b")  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from rmc_kernels import errors
 from rmc_kernels.layers import RelationalMemory
 
 
-class RelationalMemoryModule(TensorDictModuleBase):
+class RelationalMemoryModule(TensorDictModuleBase):  # type: ignore[misc] # untyped where torchrl is missing
     """A `RelationalMemory` in a TorchRL policy: features, memory and `is_init` in, output and next memory out.
 
     As with `LSTMModule`, a tensordict holds single steps unless `set_recurrent_mode(True)` (or
