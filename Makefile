@@ -3,6 +3,7 @@
 #   make demo      verify, a short benchmark and a training that learns; leaves demo/
 #   make test      the default tests
 #   make lint      ruff, mypy --strict, clang-format, and csrc/ compiled with -Werror
+#   make compatibility  run the tests of users' habits and write docs/compatibility.md from what passed
 #   make bench     the full benchmark of this machine's CPU
 #   make gpu       verify and benchmark on a CUDA device, with the ambient Python (PYTHON=...), offline
 #   make sanitize  the C++ tests under the address, undefined behaviour and thread sanitizers
@@ -25,7 +26,7 @@ CMAKE := $(VENV)/bin/cmake
 CXX_BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CMAKE) -S . -G Ninja
 SAY = @printf '\033[1m==> %s\033[0m\n'
 
-.PHONY: demo test lint bench gpu sanitize wheel clean setup site
+.PHONY: demo test lint compatibility bench gpu sanitize wheel clean setup site
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -35,6 +36,10 @@ demo: setup
 test: setup
 	$(SAY) "tests"
 	$(PY) -m pytest -q
+
+compatibility: setup
+	$(SAY) "docs/compatibility.md"
+	$(PY) -m pytest -q -m feature --compatibility docs/compatibility.md
 
 bench: setup
 	$(SAY) "benchmark"
