@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +199,13 @@ def test_a_narrower_memory_is_widened(dtype: torch.dtype) -> None:
         assert final.dtype == model.initial_state(2).dtype == torch.promote_types(dtype, torch.float32)
 
 
-def test_copies_pickles_and_whole_modules() -> None:
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_and_pickles(copied: Any) -> None:
     model = textgan.RelationalMemory(**SIZES)
     x, memory = torch.randn(2, 4, 5), model.initial_state(2)
-    other = copy.deepcopy(model)
+    other = copied(model)
+    assert torch.equal(other(x, memory)[0], model(x, memory)[0])
+    assert other.attention_mlp[0] is other.attention_mlp[1]  # still one layer
     with torch.no_grad():
         other.forget_bias.add_(1)
     assert not torch.equal(other(x, memory)[0], model(x, memory)[0])
@@ -212,6 +216,7 @@ def test_copies_pickles_and_whole_modules() -> None:
     ("call", "message"),
     [
         (lambda m: m(torch.zeros(2, 4, 6), m.initial_state(2)), r"inputs takes shape \[B, T, 5\], got \(2, 4, 6\)"),
+        (lambda m: m(torch.zeros(2, 4, 5).long(), m.initial_state(2)), "inputs takes a floating-point tensor"),
         (lambda m: m(torch.zeros(2, 0, 5), m.initial_state(2)), "inputs takes at least one step"),
         (lambda m: m(torch.zeros(2, 4, 5), torch.zeros(2, 3, 7)), r"memory takes shape \(2, 3, 8\), got \(2, 3, 7\)"),
         (lambda m: m(torch.zeros(2, 4, 5), None), "memory takes a tensor, got None"),

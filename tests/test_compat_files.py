@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from rmc_kernels import CellSpec, RelationalMemory
+from rmc_kernels.backends import BACKENDS
+from rmc_kernels.backends.cpu import CpuBackend
 from rmc_kernels.compat import checkpoints, convert, sonnet
 from tests import golden
 
@@ -33,11 +35,15 @@ def _fresh(seed: int = 0) -> RelationalMemory:
     return RelationalMemory.from_spec(golden.load(VECTOR).layer.spec, dtype=torch.float64)
 
 
+@pytest.mark.feature("compat: Sonnet's variables from and to files, original vectors", variant="sonnet")
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_files_go_out_and_come_back(suffix: str, tmp_path: Path) -> None:
+def test_files_go_out_and_come_back(suffix: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "cpu", CpuBackend(test_double=True))  # the vectors are in float64
     path = tmp_path / f"core{suffix}"
     checkpoints.write(_variables(), path)
     layer = _fresh()
+    layer.backend = backend
     sonnet.load(layer, path)
     _checks_out(layer)
     sonnet.save(layer, path)

@@ -70,9 +70,9 @@ def test_compiled_drop_ins(name: str, compiled_once: None) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.core: Any = {
-                "l0sg": l0sg.RelationalMemory(3, 4, 8, 2, return_all_outputs=True, backend="cpu"),
-                "textgan": textgan.RelationalMemory(3, 4, 8, 2, return_all_outputs=True, backend="cpu"),
-                "r2gen": r2gen.RelationalMemory(3, 8, 2, backend="cpu").eval(),
+                "l0sg": l0sg.RelationalMemory(3, 4, 8, 2, return_all_outputs=True),
+                "textgan": textgan.RelationalMemory(3, 4, 8, 2, return_all_outputs=True),
+                "r2gen": r2gen.RelationalMemory(3, 8, 2).eval(),
             }[name]
 
         def forward(self, x: Tensor) -> Any:

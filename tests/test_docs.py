@@ -1,4 +1,4 @@
-"""The code in docs/migrating-*.md runs, before and after give the same numbers, and docs/compatibility.md has every row."""
+"""The code in docs/migrating-*.md runs, before and after agree, and docs/compatibility.md has every row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rmc_kernels.compat import l0sg, r2gen
 from tests import golden
 
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"^```python\n# (.+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```python\n# ([^\n]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def _blocks(page: str) -> dict[str, str]:

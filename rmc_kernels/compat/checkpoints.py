@@ -57,7 +57,7 @@ def _read_tensorflow(path: Path) -> dict[str, Array]:
     if not path.is_dir() and not Path(f"{path}.index").exists():
         raise FileNotFoundError(f"path takes {_TAKES}, or a TensorFlow checkpoint; no checkpoint is at {str(path)!r}")
     try:
-        from tensorflow.train import load_checkpoint  # type: ignore[import-untyped]
+        from tensorflow.train import load_checkpoint
     except ImportError as error:
         raise ImportError(
             "reading a TensorFlow checkpoint needs tensorflow; where it is installed, `python -m "

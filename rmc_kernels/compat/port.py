@@ -58,7 +58,8 @@ class Port(nn.Module):
 
 def sequence(inputs: Tensor, features: int) -> Tensor:
     """`inputs` [B, T, ...] as [B, T, features]: like the originals, everything behind the time axis is flattened."""
-    errors.is_tensor("inputs", inputs, f"a tensor [B, T, {features}]")
+    if not errors.is_tensor("inputs", inputs, f"a tensor [B, T, {features}]").is_floating_point():
+        raise TypeError(f"inputs takes a floating-point tensor, got {errors.describe(inputs)}")
     width = math.prod(inputs.shape[2:])
     if inputs.dim() < 2 or width != features:
         raise ValueError(f"inputs takes shape [B, T, {features}], got {tuple(inputs.shape)}")
