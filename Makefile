@@ -39,7 +39,7 @@ test: setup
 
 compatibility: setup
 	$(SAY) "docs/compatibility.md"
-	$(PY) -m pytest -q -m feature --compatibility docs/compatibility.md
+	$(PY) -m pytest -q -m feature --compatibility=docs/compatibility.md
 
 bench: setup
 	$(SAY) "benchmark"

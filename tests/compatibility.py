@@ -1,7 +1,7 @@
 """A pytest plugin: which habits were tested on which backend and variant, written as docs/compatibility.md.
 
 A test says `@pytest.mark.feature("packed sequences")`; backend and variant are its parameters of these names, or the
-marker's. `make compatibility` (`python -m pytest -m feature --compatibility docs/compatibility.md`) writes the page
+marker's. `make compatibility` (`python -m pytest -m feature --compatibility=docs/compatibility.md`) writes the page
 from the tests that really ran.
 """
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rmc_kernels.compat import l0sg, r2gen
 from tests import golden
+from tests.compatibility import Results
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n# ([^\n]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -104,6 +105,18 @@ def test_from_lstm() -> None:
     assert len(_gradients(core)) == len(list(core.parameters()))
     whole = _run(blocks["the whole gradient, keeping only the memories between chunks"], after)
     assert torch.equal(whole["output"], core(names["x"])[0])
+
+
+def test_a_cell_says_what_passed_failed_and_did_not_run() -> None:
+    results = Results()
+    for variant in ("sonnet", "textbook", "l0sg", "r2gen"):
+        results.add("good", "cpu", variant, "passed")
+    for variant, outcome in (("sonnet", "passed"), ("l0sg", "passed"), ("l0sg", "failed"), ("r2gen", "skipped")):
+        results.add("mixed", "reference", variant, outcome)
+    assert results.page().splitlines()[-2:] == [
+        "| good | all | - |",
+        "| mixed | - | sonnet; failed: l0sg; skipped: r2gen |",
+    ]
 
 
 def test_every_feature_has_its_row() -> None:

@@ -137,6 +137,14 @@ def test_parametrizations_count_forward_and_backward(variant: str, backend: str)
     close_gradients(ours, theirs)
 
 
+def test_changing_the_output_in_place_is_never_silent() -> None:
+    """The output is what the backward pass of a kernel starts from."""
+    output = layer("sonnet", "cpu")(inputs())[0]
+    output.relu_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
 def test_flatten_parameters_and_repr() -> None:
     made = RelationalMemory(8, 3, 4, 2, batch_first=False, recompute="none", backend="reference")
     before = made(inputs())[0]
