@@ -50,7 +50,7 @@ lint: setup site
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(SAY) "mypy --strict"
-	cd build/site && "$(CURDIR)/$(VENV)/bin/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir ../mypy rmc_kernels tests setup.py
+	cd build/site && "$(CURDIR)/$(VENV)/bin/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir ../mypy rmc_kernels tests examples setup.py
 	$(SAY) "clang-format"
 	$(VENV)/bin/clang-format --dry-run -Werror $(CSRC)
 	$(SAY) "csrc with -Werror"
@@ -85,7 +85,7 @@ site:
 	@rm -rf build/site
 	@mkdir -p build/site/rmc_kernels
 	@ln -s "$(CURDIR)"/rmc_kernels/* "$(CURDIR)/benchmarks" build/site/rmc_kernels/
-	@ln -s "$(CURDIR)/tests" "$(CURDIR)/setup.py" build/site/
+	@ln -s "$(CURDIR)/tests" "$(CURDIR)/examples" "$(CURDIR)/setup.py" build/site/
 
 # ---- The GPU machine: nothing is installed there, and nothing fetched ------------------------------------------------
 

@@ -131,7 +131,8 @@ def loss(policy: Policy, rollout: Rollout, discount: float = 0.95, entropy_weigh
     advantage = torch.stack(returns[::-1], 1) - values
     choice = torch.distributions.Categorical(logits=logits)
     gain = choice.log_prob(rollout.actions) * advantage.detach() + entropy_weight * choice.entropy()
-    return 0.5 * advantage.square().mean() - gain.mean()
+    total: Tensor = 0.5 * advantage.square().mean() - gain.mean()
+    return total
 
 
 def train(policy: Policy, updates: int, batch: int = 64, steps: int = 32, show: int = 20) -> list[float]:

@@ -238,7 +238,10 @@ def _lengths(lengths: Tensor | None, batch: int, steps: int, x: Tensor) -> Tenso
 
 def _fused(spec: CellSpec, backend: str, call: Call, save: bool) -> Tensor:
     """The memories of `call` by a fused backend, under autograd where something needs a gradient."""
-    inputs = (call.x, call.memory, call.reset_memory, *call.params)
+    reset_memory = call.reset_memory
+    if reset_memory is call.memory:  # torch.compile takes no autograd.Function with the same tensor twice
+        reset_memory = call.memory.view_as(call.memory)
+    inputs = (call.x, call.memory, reset_memory, *call.params)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
         memories: Tensor = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
             spec, backend, save, call.lengths, call.resets, call.dropout_mask, *inputs

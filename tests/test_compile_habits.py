@@ -34,13 +34,16 @@ class Model(nn.Module):
         self.core = core
         self.readout = nn.Linear(width, 11)
 
-    def forward(self, tokens: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        output, memory = self.core(self.embedding(tokens), memory)
+    def forward(self, tokens: Tensor, lengths: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
+        output, memory = self.core(self.embedding(tokens), lengths=lengths, resets=resets)
         return self.readout(output), memory
 
 
-def _tokens(batch: int, steps: int) -> Tensor:
-    return torch.randint(0, 11, (batch, steps), generator=torch.Generator().manual_seed(batch * steps))
+def _batch(batch: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(batch * steps)
+    tokens = torch.randint(0, 11, (batch, steps), generator=generator)
+    lengths = torch.randint(0, steps + 1, (batch,), generator=generator)
+    return tokens, lengths, torch.rand(batch, steps, generator=generator) < 0.3
 
 
 @pytest.mark.feature("torch.compile(fullgraph=True) of a model, other B and T without recompiling", backend="cpu")
@@ -51,10 +54,9 @@ def test_compiled_models(variant: str, compiled_once: None) -> None:
     model = Model(core, core.output_size)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for batch, steps in ((4, 6), (2, 6), (4, 9), (7, 3)):
-        tokens = _tokens(batch, steps)
         results = []
         for run in (compiled, model):
-            logits, memory = run(tokens)
+            logits, memory = run(*_batch(batch, steps))
             (logits.square().sum() + memory.sum()).backward()
             results.append((logits, memory, gradients(model)))
         close(results[0][0], results[1][0])
@@ -96,7 +98,7 @@ def test_compiled_by_inductor(compiled_once: None) -> None:
     for batch, steps in ((4, 6), (2, 9)):
         results = []
         for run in (compiled, model):
-            logits, _ = run(_tokens(batch, steps))
+            logits, _ = run(*_batch(batch, steps))
             logits.square().sum().backward()
             results.append((logits, gradients(model)))
         close(results[0][0], results[1][0])
