@@ -190,6 +190,23 @@ def test_parameter_order_is_the_originals() -> None:
     assert names[-4:] == ["W.weight", "W.bias", "U.weight", "U.bias"]
 
 
+def test_one_seed_draws_the_originals_weights() -> None:
+    """The originals construct their Linears in this order, L0SG the MLP's once, R2Gen one for all four projections."""
+    torch.manual_seed(0)
+    ours = l0sg.RelationalMemory(**SIZES).state_dict()
+    torch.manual_seed(0)
+    for name, out, width in (
+        ("qkv_projector", 24, 8), ("attention_mlp.1", 8, 8), ("input_projector", 8, 5), ("input_gate_projector", 16, 8),
+        ("memory_gate_projector", 16, 8),
+    ):  # fmt: skip
+        assert torch.equal(ours[f"{name}.weight"], nn.Linear(width, out).weight), name
+    torch.manual_seed(0)
+    ours = r2gen.RelationalMemory(3, 8, 2).state_dict()
+    torch.manual_seed(0)
+    for name, out in (("attn.linears.2", 8), ("mlp.0", 8), ("mlp.2", 8), ("W", 16), ("U", 16)):
+        assert torch.equal(ours[f"{name}.weight"], nn.Linear(8, out).weight), name
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_narrower_memory_is_widened(dtype: torch.dtype) -> None:
     for model in (l0sg.RelationalMemory(**SIZES), textgan.RelationalMemory(**SIZES)):

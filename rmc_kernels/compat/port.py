@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,9 @@ class Port(nn.Module):
         like = next(self.parameters())
         return initial.memory("identity", self.spec, batch_size, like.device, memory_dtype(like.dtype))
 
-    def _run(self, inputs: Tensor, memory: Tensor, dropout_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
+    def _run(
+        self, inputs: Tensor, memory: Tensor, dropout_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, torch.dtype]:
         """Memories [B, T, N, D], the last one, and the dtype of outputs; a narrower memory is widened."""
         errors.is_tensor("memory", memory, "a memory tensor")
         dtype = compute_dtype(inputs)
