@@ -3,6 +3,7 @@
 #   make demo      verify, a short benchmark and a training that learns; leaves demo/
 #   make test      the default tests
 #   make lint      ruff, mypy --strict, clang-format, and csrc/ compiled with -Werror
+#   make compatibility  run the tests of users' habits and write docs/compatibility.md from what passed
 #   make bench     the full benchmark of this machine's CPU
 #   make gpu       verify and benchmark on a CUDA device, with the ambient Python (PYTHON=...), offline
 #   make sanitize  the C++ tests under the address, undefined behaviour and thread sanitizers
@@ -25,7 +26,7 @@ CMAKE := $(VENV)/bin/cmake
 CXX_BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CMAKE) -S . -G Ninja
 SAY = @printf '\033[1m==> %s\033[0m\n'
 
-.PHONY: demo test lint bench gpu sanitize wheel clean setup site
+.PHONY: demo test lint compatibility bench gpu sanitize wheel clean setup site
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -36,6 +37,10 @@ test: setup
 	$(SAY) "tests"
 	$(PY) -m pytest -q
 
+compatibility: setup
+	$(SAY) "docs/compatibility.md"
+	$(PY) -m pytest -q -m feature --compatibility=docs/compatibility.md
+
 bench: setup
 	$(SAY) "benchmark"
 	$(PY) -m rmc_kernels bench --suite full
@@ -45,7 +50,7 @@ lint: setup site
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(SAY) "mypy --strict"
-	cd build/site && "$(CURDIR)/$(VENV)/bin/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir ../mypy rmc_kernels tests setup.py
+	cd build/site && "$(CURDIR)/$(VENV)/bin/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir ../mypy rmc_kernels tests examples setup.py
 	$(SAY) "clang-format"
 	$(VENV)/bin/clang-format --dry-run -Werror $(CSRC)
 	$(SAY) "csrc with -Werror"
@@ -80,7 +85,7 @@ site:
 	@rm -rf build/site
 	@mkdir -p build/site/rmc_kernels
 	@ln -s "$(CURDIR)"/rmc_kernels/* "$(CURDIR)/benchmarks" build/site/rmc_kernels/
-	@ln -s "$(CURDIR)/tests" "$(CURDIR)/setup.py" build/site/
+	@ln -s "$(CURDIR)/tests" "$(CURDIR)/examples" "$(CURDIR)/setup.py" build/site/
 
 # ---- The GPU machine: nothing is installed there, and nothing fetched ------------------------------------------------
 

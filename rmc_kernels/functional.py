@@ -110,6 +110,13 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
 
 
+def attention_dropout(x: Tensor, spec: CellSpec, probability: float) -> Tensor:
+    """A freshly drawn `dropout_mask` [B, T, H, N, S] for x [B, T, ...], in the dtype it computes in."""
+    shape = (*x.shape[:2], spec.num_heads, spec.mem_slots, spec.total_rows)
+    keep = 1 - probability
+    return x.new_empty(shape, dtype=compute_dtype(x)).bernoulli_(keep) / keep
+
+
 def _autocasts(x: Tensor) -> bool:
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -231,7 +238,10 @@ def _lengths(lengths: Tensor | None, batch: int, steps: int, x: Tensor) -> Tenso
 
 def _fused(spec: CellSpec, backend: str, call: Call, save: bool) -> Tensor:
     """The memories of `call` by a fused backend, under autograd where something needs a gradient."""
-    inputs = (call.x, call.memory, call.reset_memory, *call.params)
+    reset_memory = call.reset_memory
+    if reset_memory is call.memory:  # torch.compile takes no autograd.Function with the same tensor twice
+        reset_memory = call.memory.view_as(call.memory)
+    inputs = (call.x, call.memory, reset_memory, *call.params)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
         memories: Tensor = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
             spec, backend, save, call.lengths, call.resets, call.dropout_mask, *inputs

@@ -142,6 +142,10 @@ class RelationalMemory(MemoryModule):
             weights = None if weights is None else weights.transpose(0, 1)
         return (output, final) if weights is None else (output, final, weights)
 
+    def extra_repr(self) -> str:
+        """The cell's sizes and the options that differ from the defaults."""
+        return super().extra_repr() + ("" if self.batch_first else ", batch_first=False")
+
     def _forward_unbatched(
         self, x: Tensor, memory: Tensor | None, lengths: Tensor | None, resets: Tensor | None, attention: bool
     ) -> Any:

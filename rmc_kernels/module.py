@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from rmc_kernels import backends, errors, initial
-from rmc_kernels.functional import RECOMPUTE, Options, compute_dtype, memory_dtype, relational_memory, with_attention
+from rmc_kernels.functional import (
+    RECOMPUTE,
+    Options,
+    attention_dropout,
+    compute_dtype,
+    memory_dtype,
+    relational_memory,
+    with_attention,
+)
 from rmc_kernels.read_heads import ReadHead
 from rmc_kernels.spec import CellSpec, GateStyle
 
@@ -158,6 +166,9 @@ class MemoryModule(nn.Module):
         """Features of one step's output."""
         return self.read_head.output_size
 
+    def flatten_parameters(self) -> None:
+        """Does nothing: nn.LSTM's call, for code that makes it. Backends pack weights themselves."""
+
     @contextmanager
     def frozen_weights(self) -> Iterator[None]:
         """Let a backend keep its packed copy of the weights for all calls inside the block (inference, acting).
@@ -177,6 +188,8 @@ class MemoryModule(nn.Module):
         shown += [f"{name}={getattr(spec, name)!r}" for name, value in default.items() if getattr(spec, name) != value]
         if spec.key_width != spec.head_size:
             shown.append(f"key_size={spec.key_size}")
+        if self.recompute != RECOMPUTE[0]:
+            shown.append(f"recompute={self.recompute!r}")
         return ", ".join([*shown, f"initial_memory={self.initial_memory_mode!r}", f"backend={self.backend!r}"])
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
@@ -211,11 +224,7 @@ class MemoryModule(nn.Module):
         batch, steps = x.shape[:2]
         spec = self.spec
         start = self._initial_memory(batch) if memory is None or resets is not None else None
-        mask = None
-        if self.training and spec.dropout:
-            shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)
-            keep = 1 - spec.dropout
-            mask = x.new_empty(shape, dtype=compute_dtype(x)).bernoulli_(keep) / keep
+        mask = attention_dropout(x, spec, spec.dropout) if self.training and spec.dropout else None
         reset_memory = start if resets is not None else None
         options = Options(lengths, resets, reset_memory, mask)
         first = start if memory is None else memory

@@ -2,4 +2,6 @@
 
 import torch
 
+pytest_plugins = ["tests.compatibility"]
+
 torch.set_num_threads(1)

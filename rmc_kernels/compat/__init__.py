@@ -1,1 +1,1 @@
-"""Weights of other implementations, in and out: `sonnet`, `l0sg`, `r2gen`."""
+"""Other implementations: drop-in classes (`l0sg`, `textgan`, `r2gen`) and weights in and out (`sonnet` too)."""

@@ -16,6 +16,7 @@ from rmc_kernels.spec import CellSpec, Variant
 
 Array = npt.NDArray[np.floating]
 Layer = RelationalMemory | RelationalMemoryCell
+LEAVES = ("weight", "bias")
 
 
 class Entry(NamedTuple):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 
 from torch import Tensor
 
-from rmc_kernels.compat import mapping
+from rmc_kernels.compat import checkpoints, mapping
 from rmc_kernels.compat.mapping import Array, Entry, Layer
 from rmc_kernels.spec import CellSpec
 
@@ -36,6 +37,44 @@ def export_variables(layer: Layer, gradients: bool = False) -> dict[str, Array]:
         name -> fresh array; float32 for half-type layers, the layer's dtype otherwise.
     """
     return mapping.export(layer, _entries(mapping.check_layer(layer, "sonnet")), gradients)
+
+
+def load(layer: Layer, path: str | PathLike[str], scope: str | None = None) -> None:
+    """Read Sonnet's variables from a file into a layer of the sonnet variant, in place.
+
+    Whatever else the file holds (other modules, optimizer slots, the global step) is passed over.
+
+    Args:
+        layer: the layer or cell, of the sizes that were trained; its dtype and device stay.
+        path: a .npz or .safetensors file, or a TensorFlow checkpoint (a directory or a prefix; needs TensorFlow).
+        scope: the module's full name in the file, such as "agent/core/relational_memory"; None finds it where there is
+            only one of these sizes.
+
+    Raises:
+        FileNotFoundError, ImportError: see `checkpoints.read`.
+        TypeError, ValueError: wrong layer; no module of that name and these variables, or several; wrong shapes.
+    """
+    names = [entry.theirs for entry in _entries(mapping.check_layer(layer, "sonnet"))]
+    found = checkpoints.read(path)
+    first, module = "linear/w", "relational_memory/"
+    scopes = [name.removesuffix(f"/{first}") for name in sorted(found) if name.endswith(f"/{first}")]
+    chosen = scopes if scope is None else [scope]
+    complete = [top for top in chosen if all(f"{top}/{name.removeprefix(module)}" in found for name in names)]
+    if len(complete) != 1:
+        raise ValueError(
+            f"scope takes the name of one module with this layer's {len(names)} variables, got {scope!r}; "
+            f"complete in the file: {complete}, others: {sorted(set(scopes) - set(complete))}"
+        )
+    load_variables(layer, {name: found[f"{complete[0]}/{name.removeprefix(module)}"] for name in names})
+
+
+def save(layer: Layer, path: str | PathLike[str]) -> None:
+    """Write the layer's parameters under Sonnet's names to a .npz or .safetensors file.
+
+    Raises:
+        TypeError, ValueError: not a layer of the sonnet variant; another suffix.
+    """
+    checkpoints.write(export_variables(layer), path)
 
 
 def _entries(spec: CellSpec) -> list[Entry]:

@@ -1,0 +1,156 @@
+"""What code written for nn.LSTM does to its layer, on every backend and variant."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from rmc_kernels import RelationalMemory, RelationalMemoryCell
+from tests.habits import BATCH, EVERY_BACKEND, EVERY_VARIANT, SPECS, close, close_gradients, gradients, inputs, layer
+
+
+@pytest.mark.feature("nn.LSTM: PackedSequence in and out, unsorted too")
+@EVERY_BACKEND
+@EVERY_VARIANT
+@pytest.mark.parametrize("lengths", [[6, 4, 4, 1], [4, 1, 6, 4]], ids=["sorted", "unsorted"])
+def test_packed_sequences(variant: str, backend: str, lengths: list[int]) -> None:
+    """Element by element in the caller's order: output, memory in and memory out."""
+    made, x, carried = layer(variant, backend), inputs(), inputs(BATCH, 3, 8, seed=2)
+    ordered = lengths == sorted(lengths, reverse=True)
+    packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first=True, enforce_sorted=ordered)
+    output, memory = made(packed, carried)
+    assert isinstance(output, PackedSequence)
+    padded, found = pad_packed_sequence(output, batch_first=True)
+    assert found.tolist() == lengths
+    for b, length in enumerate(lengths):
+        alone, final = made(x[b : b + 1, :length], carried[b : b + 1])
+        close(padded[b : b + 1, :length], alone)
+        close(memory[b : b + 1], final)
+    theirs = nn.LSTM(8, 5, batch_first=True)(packed)[0]
+    assert torch.equal(output.batch_sizes, theirs.batch_sizes)
+    for ours, lstm in zip(output[2:], theirs[2:], strict=True):
+        assert (ours is None) == (lstm is None)
+        assert ours is None or lstm is None or torch.equal(ours, lstm)
+
+
+@pytest.mark.feature("nn.LSTM: unbatched input, both batch orders")
+@EVERY_BACKEND
+@EVERY_VARIANT
+def test_layouts(variant: str, backend: str) -> None:
+    made, x = layer(variant, backend), inputs()
+    output, memory = made(x)
+    turned = layer(variant, backend, batch_first=False)
+    time_first, same = turned(x.transpose(0, 1))
+    assert torch.equal(time_first.transpose(0, 1), output)
+    assert torch.equal(same, memory)
+    for single, first in ((made, 0), (turned, 0)):
+        alone, final = single(x[1], inputs(1, 3, 8))
+        expected, expected_final = made(x[1:2], inputs(1, 3, 8))
+        close(alone, expected[first])
+        close(final, expected_final)
+
+
+@pytest.mark.feature("nn.LSTM: pickle, deepcopy, torch.save")
+@EVERY_BACKEND
+@EVERY_VARIANT
+def test_copies_are_equal_and_independent(variant: str, backend: str) -> None:
+    made, x = layer(variant, backend), inputs()
+    stream = io.BytesIO()
+    torch.save(made, stream)
+    stream.seek(0)
+    expected = made(x)[0]
+    copies = (pickle.loads(pickle.dumps(made)), copy.deepcopy(made), torch.load(stream, weights_only=False))
+    for other in copies:
+        assert torch.equal(other(x)[0], expected)
+        with torch.no_grad():
+            other.get_parameter("mlp.0.weight").zero_()
+        assert not torch.equal(other(x)[0], expected)
+        assert torch.equal(made(x)[0], expected)
+
+
+@pytest.mark.feature("nn.LSTM: load_state_dict across dtypes and devices")
+@EVERY_BACKEND
+@EVERY_VARIANT
+def test_state_dicts_move_between_dtypes_and_devices(variant: str, backend: str) -> None:
+    made, x = layer(variant, backend), inputs()
+    expected = made(x)[0]
+    wide = RelationalMemory.from_spec(SPECS[variant], dtype=torch.float64)
+    wide.load_state_dict(made.state_dict())
+    back = RelationalMemory.from_spec(SPECS[variant], backend=backend)
+    back.load_state_dict(wide.state_dict())
+    assert torch.equal(back(x)[0], expected)
+    assert all(value.dtype == torch.float32 for value in back.parameters())
+    empty = RelationalMemory.from_spec(SPECS[variant], backend=backend, device="meta")
+    empty.load_state_dict(made.state_dict(), assign=True)
+    assert torch.equal(empty(x)[0], expected)
+    cell = RelationalMemoryCell.from_spec(SPECS[variant], backend=backend)
+    cell.load_state_dict(made.state_dict())
+    close(cell(x[:, 0])[0], expected[:, 0])
+
+
+@pytest.mark.feature("nn.LSTM: meta-device construction, reset_parameters")
+@EVERY_BACKEND
+@EVERY_VARIANT
+def test_meta_construction_then_reset_draws_what_construction_draws(variant: str, backend: str) -> None:
+    torch.manual_seed(3)
+    expected = RelationalMemory.from_spec(SPECS[variant], backend=backend)
+    with torch.device("meta"):
+        made = RelationalMemory.from_spec(SPECS[variant], backend=backend)
+    assert all(value.is_meta for value in made.parameters())
+    made.to_empty(device="cpu")
+    torch.manual_seed(3)
+    made.reset_parameters()
+    for name, value in expected.named_parameters():
+        assert torch.equal(made.get_parameter(name), value), name
+    assert torch.equal(made(inputs())[0], expected(inputs())[0])
+
+
+@pytest.mark.feature("nn.LSTM: parametrizations")
+@EVERY_BACKEND
+@EVERY_VARIANT
+def test_parametrizations_count_forward_and_backward(variant: str, backend: str) -> None:
+    """weight_norm with g = 2 ||v|| is the layer with twice the weight, in value and in gradient."""
+    made, x = layer(variant, backend), inputs()
+    doubled = copy.deepcopy(made)
+    nn.utils.parametrizations.weight_norm(made.get_submodule("mlp.0"))
+    with torch.no_grad():
+        made.get_parameter("mlp.0.parametrizations.weight.original0").mul_(2)
+        doubled.get_parameter("mlp.0.weight").mul_(2)
+    output, expected = made(x)[0], doubled(x)[0]
+    close(output, expected)
+    output.square().sum().backward()
+    expected.square().sum().backward()
+    ours, theirs = gradients(made), gradients(doubled)
+    direction = ours.pop("mlp.0.parametrizations.weight.original1")
+    magnitude = ours.pop("mlp.0.parametrizations.weight.original0")
+    weight, gradient = doubled.get_parameter("mlp.0.weight").detach(), theirs.pop("mlp.0.weight")
+    unit = weight / weight.norm(dim=1, keepdim=True)
+    along = (gradient * unit).sum(1, keepdim=True)
+    torch.testing.assert_close(magnitude, along, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(direction, 2 * (gradient - along * unit), rtol=1e-4, atol=1e-5)
+    close_gradients(ours, theirs)
+
+
+def test_changing_the_output_in_place_is_never_silent() -> None:
+    """The output is what the backward pass of a kernel starts from."""
+    output = layer("sonnet", "cpu")(inputs())[0]
+    output.relu_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_flatten_parameters_and_repr() -> None:
+    made = RelationalMemory(8, 3, 4, 2, batch_first=False, recompute="none", backend="reference")
+    before = made(inputs())[0]
+    assert made.flatten_parameters() is None  # type: ignore[func-returns-value]
+    assert torch.equal(made(inputs())[0], before)
+    first_line = repr(made).split("\n")[0] + repr(made)
+    for part in ("input_size=8", "mem_slots=3", "batch_first=False", "recompute='none'", "backend='reference'"):
+        assert part in first_line
+    assert "batch_first" not in repr(RelationalMemory(8, 3, 4, 2))
