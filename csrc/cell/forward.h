@@ -95,10 +95,35 @@ class Forward {
     }
     tile_.clock.end(Phase::kLoad);
     step.run(b.now, {at_, 1, t, s}, b.candidate);
-    for (int64_t e = 0; e < tile_.rows.elements; e++) {
-      for (int64_t i = 0; i < plan_.N; i++) new_memory(b, t, s, e, i);
+    if (plan_.config.gate == Gate::kUnit && !saved_ && !plan_.live_inputs && all_run(t)) {
+      for (int64_t p = 0; p < tile_.rows.slots.count; p++) new_panel(b, t, s, p);
+    } else {
+      for (int64_t e = 0; e < tile_.rows.elements; e++) {
+        for (int64_t i = 0; i < plan_.N; i++) new_memory(b, t, s, e, i);
+      }
     }
     tile_.clock.end(Phase::kGates);
+  }
+
+  bool all_run(int64_t t) const {
+    for (int64_t e = 0; e < tile_.rows.elements; e++) {
+      if (!tile_.runs(e, t)) return false;
+    }
+    return true;
+  }
+
+  void new_panel(Buffers& b, int64_t t, int64_t s, int64_t p) {
+    const Rows& slots = tile_.rows.slots;
+    const T* input[V::kMaxRows];
+    T* out[V::kMaxRows];
+    const int64_t rows = slots.in_panel(p);
+    for (int64_t r = 0; r < rows; r++) {
+      const int64_t row = p * slots.height + r, e = row / plan_.N;
+      input[r] = b.inputs.gates.row(0, b.inputs.pair_index(s, e));
+      out[r] = memories() + tile_.memory_offset(e, t) + row % plan_.N * plan_.D;
+    }
+    gate_panel<V>(plan_, rows, input, b.inputs.gates.chunk_stride(), b.now.gates.panel(p), b.candidate.panel(p),
+                  b.now.memory.panel(p), slots.height, b.next.memory.panel(p), b.next.memory_tanh.panel(p), out);
   }
 
   void new_memory(Buffers& b, int64_t t, int64_t s, int64_t e, int64_t i) {
