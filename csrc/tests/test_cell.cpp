@@ -156,6 +156,19 @@ void test_cell(const Named& cell, rmc::Isa isa, rmc::Precision precision) {
   }
 }
 
+// What AMX cannot split takes a path of its own: it must stay in its batch element.
+void test_infinity(const Named& cell, rmc::Isa isa) {
+  Problem<float> problem(cell.config, isa, rmc::Precision::kFloat32, 37, 3);
+  const size_t size = problem.memories.size() / 37;
+  problem.x[0] = INFINITY;
+  problem.run(1, false, false);
+  const std::vector<float> others(problem.memories.begin() + static_cast<std::ptrdiff_t>(size), problem.memories.end());
+  check(finite(others), std::string(cell.name) + " " + rmc::name(isa) + ": an infinity stays in its element");
+  problem.params[0][0] = INFINITY;
+  problem.run(2, false, false);
+  check(!finite(problem.memories), "an infinite weight does not");
+}
+
 // Two callers at once, each with threads of its own.
 void test_callers(const Named& cell, rmc::Isa isa) {
   const rmc::Precision precision = rmc::Precision::kFloat32;
@@ -186,6 +199,7 @@ int main() {
   for (const Named& cell : cells()) {
     for (rmc::Isa isa : rmc::supported_isas()) {
       test_cell<float>(cell, isa, rmc::Precision::kFloat32);
+      test_infinity(cell, isa);
       if (isa == rmc::Isa::kAmx) test_cell<float>(cell, isa, rmc::Precision::kBfloat16);
     }
     test_cell<double>(cell, rmc::Isa::kGeneric, rmc::Precision::kFloat64);
