@@ -81,6 +81,7 @@ def test_isa_files_share_no_code_with_others() -> None:
     for path in objects:
         symbols = subprocess.run(["nm", "-C", str(path)], check=True, capture_output=True, text=True).stdout
         weak = [line for line in symbols.splitlines() if re.match(r"^[0-9a-f]+ [WVu] ", line)]
+        weak = [line for line in weak if not line.endswith(" DW.ref.__gxx_personality_v0")]  # a pointer, no code
         shared = [line for line in weak if f"rmc::{path.name.split('.')[0].rsplit('_', 1)[1]}::" not in line]
         assert not shared, f"{path.name} defines {shared}"
 
