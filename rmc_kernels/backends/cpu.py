@@ -85,6 +85,7 @@ class CpuBackend:
     """The C++ kernels. `test_double` serves float64 through the generic build, for tests; `isa` forces one."""
 
     name = "cpu"
+    note = ""
 
     def __init__(self, isa: str = "", test_double: bool = False) -> None:
         self._isa = isa
@@ -102,6 +103,10 @@ class CpuBackend:
             return f"CPU tensors only, got {device}"
         if dtype is not torch.float32 and not (self._test_double and dtype is torch.float64):
             return f"float32 only, got {dtype}"
+        return None
+
+    def passed_over(self, device: torch.device) -> str | None:
+        """Never."""
         return None
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
