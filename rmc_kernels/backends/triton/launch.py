@@ -17,6 +17,7 @@ from rmc_kernels.backends.triton import tiles
 from rmc_kernels.backends.triton.device.forward import forward
 from rmc_kernels.backends.triton.device.project import project
 from rmc_kernels.backends.triton.parameters import Linear, Parameters
+from rmc_kernels.backends.triton.plan import Blocks, Plan
 from rmc_kernels.spec import LAYER_NORM_EPS, CellSpec
 
 #: Whether the kernels run in Triton's interpreter, on CPU tensors.
@@ -102,9 +103,9 @@ def _project(rows: Tensor, linear: Linear) -> Tensor:
     (count, inner), outputs = rows.shape, linear.weight.shape[-2]
     out = rows.new_empty(count, outputs)
     tile = tiles.PROJECTION
+    blocks = Blocks(tile.rows, tile.columns, tile.inner, tile.stages, precision(rows.dtype))
     project[(triton.cdiv(count, tile.rows), triton.cdiv(outputs, tile.columns))](
-        rows, linear.weight, linear.bias, out, count, inner, IN=inner, OUT=outputs, ROWS=tile.rows,
-        BLOCK_N=tile.columns, BLOCK_K=tile.inner, STAGES=tile.stages, PRECISION=precision(rows.dtype),
+        rows, linear.weight, linear.bias, out, count, inner, IN=inner, OUT=outputs, blocks=blocks,
         num_warps=tile.warps, enable_fp_fusion=False,
     )  # fmt: skip
     return out
@@ -112,10 +113,8 @@ def _project(rows: Tensor, linear: Linear) -> Tensor:
 
 def _forward(spec: CellSpec, call: Call, params: Parameters, side: InputSide, memories: Tensor) -> None:
     tile = tiles.choose(spec, call.x.dtype)
-    padded = tiles.padded_rows(spec)
-    programs = triton.cdiv(call.batch_size, tile.rows // padded)
-    live = tiles.input_rows_in_tile(spec)
-    width, gated = spec.mem_size, 2 * spec.gate_size
+    plan = _plan(spec, tile, precision(call.x.dtype))
+    programs = triton.cdiv(call.batch_size, tile.rows // plan.padded)
 
     def scratch(dtype: torch.dtype, *width: int) -> Tensor:
         return call.x.new_empty((programs * tile.rows, *width), dtype=dtype)
@@ -126,17 +125,33 @@ def _forward(spec: CellSpec, call: Call, params: Parameters, side: InputSide, me
         _contiguous(call.lengths), _bytes(call.resets), _contiguous(call.reset_memory), _contiguous(call.dropout_mask),
         *_pair(params.qkv), *_pair(params.qkv_norm), *_pair(params.heads), *_pair(params.attention_norm),
         *_pair(params.mlp), *_pair(params.mlp_norm), *_pair(params.memory_gate),
-        scratch(wide, width) if live else None, scratch(kind, spec.qkv_size), scratch(wide), scratch(wide, width),
-        scratch(kind, 2, width), scratch(wide, width), scratch(wide, gated) if gated else None,
+        scratch(wide, plan.D) if plan.inputs_in_tile else None, scratch(kind, plan.F), scratch(wide), scratch(wide, plan.D),
+        scratch(kind, 2, plan.D), scratch(wide, plan.D), scratch(wide, plan.G) if plan.G else None,
         call.batch_size, call.steps, spec.num_blocks, spec.attention_mlp_layers,
-        width, spec.qkv_size, gated, spec.num_heads, spec.key_width, spec.head_size,
+        plan.D, plan.F, plan.G, spec.num_heads, spec.key_width, spec.head_size,
         spec.input_bias, spec.forget_bias,
-        N=spec.mem_slots, INPUTS=spec.rows, D=width, K=spec.key_width, V=spec.head_size, HEADS=spec.num_heads, G=gated,
-        LAYERS=spec.attention_mlp_layers, RESIDUAL=spec.has_attention_residual, ENDS_IN_RELU=spec.mlp_ends_in_relu,
-        LIVE=live, PADDED=padded, ROWS=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.inner,
-        HEAD_K=tile.head_columns(spec.key_width), HEAD_V=tile.head_columns(spec.head_size),
-        STAGES=tile.stages, PRECISION=precision(kind), num_warps=tile.warps, enable_fp_fusion=False,
+        plan=plan, num_warps=tile.warps, enable_fp_fusion=False,
     )  # fmt: skip
+
+
+def _plan(spec: CellSpec, tile: tiles.Tile, precision: str) -> Plan:
+    return Plan(
+        N=spec.mem_slots,
+        n=spec.rows,
+        D=spec.mem_size,
+        K=spec.key_width,
+        V=spec.head_size,
+        heads=spec.num_heads,
+        G=2 * spec.gate_size,
+        layers=spec.attention_mlp_layers,
+        residual=spec.has_attention_residual,
+        ends_in_relu=spec.mlp_ends_in_relu,
+        inputs_in_tile=tiles.input_rows_in_tile(spec),
+        padded=tiles.padded_rows(spec),
+        blocks=Blocks(tile.rows, tile.columns, tile.inner, tile.stages, precision),
+        key_columns=tile.head_columns(spec.key_width),
+        value_columns=tile.head_columns(spec.head_size),
+    )
 
 
 def _pair(linear: Linear | None) -> tuple[Tensor | None, Tensor | None]:

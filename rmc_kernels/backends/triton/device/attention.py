@@ -52,23 +52,23 @@ def _part(projected, start, columns, WIDTH: tl.constexpr):
 
 @triton.jit
 def _weights(
-    projected, start, same, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, sizes, bounds
+    projected, start, same, bounds, plan: tl.constexpr
 ):  # fmt: skip
     """Softmax weights of one head: [R, R] float32 over the tile's rows, and [R] of the row outside (0 without)."""
     dtype: tl.constexpr = projected.rows.dtype.element_ty
-    scores = tl.zeros((ROWS, ROWS), tl.float32)
-    outside = tl.zeros((ROWS,), tl.float32)
-    for c in range(0, bounds.K, BLOCK):
-        columns = c + tl.arange(0, BLOCK)
-        q = _part(projected, start, columns, sizes.K)
-        k = _part(projected, start + sizes.K, columns, sizes.K)
-        scores = tl.dot(q.to(dtype), tl.trans(k.to(dtype)), scores, input_precision=PRECISION)
+    scores = tl.full((plan.blocks.rows, plan.blocks.rows), 0.0, tl.float32)
+    outside = tl.full((plan.blocks.rows,), 0.0, tl.float32)
+    for c in range(0, bounds.K, plan.key_columns):
+        columns = c + tl.arange(0, plan.key_columns)
+        q = _part(projected, start, columns, plan.K)
+        k = _part(projected, start + plan.K, columns, plan.K)
+        scores = tl.dot(q.to(dtype), tl.trans(k.to(dtype)), scores, input_precision=plan.blocks.precision)
         if projected.outside is not None:
-            other = load_rows(projected.outside + (start + sizes.K), columns, sizes.K).to(tl.float32)
+            other = load_rows(projected.outside + (start + plan.K), columns, plan.K).to(tl.float32)
             outside += tl.sum(q * other, 1)
-    scale: tl.constexpr = sizes.K**-0.5
+    scale: tl.constexpr = plan.K**-0.5
     # What is not finite in a row makes all scores of its element NaN, and none of another element in the tile.
-    scores = scores * scale + tl.load(projected.flaws + tl.arange(0, ROWS))[None, :]
+    scores = scores * scale + tl.load(projected.flaws + tl.arange(0, plan.blocks.rows))[None, :]
     scores = tl.where(same, scores, float("-inf"))
     largest = tl.max(scores, 1)
     if projected.outside is not None:
@@ -84,8 +84,8 @@ def _weights(
 
 @triton.jit
 def attend(
-    projected, same, mask, mask_outside, residual: tl.constexpr, captured, out, ROWS: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, sizes, bounds,
+    projected, same, mask, mask_outside, residual: tl.constexpr, captured, out, bounds,
+    plan: tl.constexpr,
 ):  # fmt: skip
     """Concatenated heads `P v`, plus a residual; and the statistics of the norm that follows.
 
@@ -96,34 +96,33 @@ def attend(
         mask_outside: [R] pointers to those of the row outside.
         residual, captured: operand function of the rows that are added; None for none.
         out: [R] pointers: float32, or the compute dtype where an output projection follows.
-        BLOCK_K, BLOCK_V: columns of a head's queries and keys, and of its values, at a time; at least 16.
-        PRECISION: of float32 products.
+        bounds, plan: see `Bounds` and `Plan`.
 
     Returns:
         mean and rstd, [R], of each row of the result.
     """
     dtype: tl.constexpr = projected.rows.dtype.element_ty
-    mean, squares = no_statistics(ROWS)
-    for h in range(bounds.HEADS):
-        start = h * (2 * sizes.K + sizes.V)
-        weights, outside = _weights(projected, start, same, ROWS, BLOCK_K, PRECISION, sizes, bounds)
+    mean, squares = no_statistics(plan.blocks.rows)
+    for h in range(bounds.heads):
+        start = h * (2 * plan.K + plan.V)
+        weights, outside = _weights(projected, start, same, bounds, plan)
         if mask is not None:
-            weights *= tl.load(mask + h * (sizes.N * sizes.S), mask=same, other=0.0).to(tl.float32)
+            weights *= tl.load(mask + h * (plan.N * plan.S), mask=same, other=0.0).to(tl.float32)
             if projected.outside is not None:
-                outside *= tl.load(mask_outside + h * (sizes.N * sizes.S)).to(tl.float32)
-        for c in range(0, bounds.V, BLOCK_V):
-            columns = c + tl.arange(0, BLOCK_V)
-            v = _part(projected, start + 2 * sizes.K, columns, sizes.V)
+                outside *= tl.load(mask_outside + h * (plan.N * plan.S)).to(tl.float32)
+        for c in range(0, bounds.V, plan.value_columns):
+            columns = c + tl.arange(0, plan.value_columns)
+            v = _part(projected, start + 2 * plan.K, columns, plan.V)
             v = tl.where(tl.abs(v) < float("inf"), v, 0.0)  # 0 * NaN would reach the tile's other elements
-            y = tl.dot(weights.to(dtype), v.to(dtype), input_precision=PRECISION)
+            y = tl.dot(weights.to(dtype), v.to(dtype), input_precision=plan.blocks.precision)
             if projected.outside is not None:
-                other = load_rows(projected.outside + (start + 2 * sizes.K), columns, sizes.V)
+                other = load_rows(projected.outside + (start + 2 * plan.K), columns, plan.V)
                 y += outside[:, None] * other.to(tl.float32)
             if residual is not None:
-                at = h * sizes.V + columns
-                if not is_multiple(sizes.V, BLOCK_V):
-                    at = tl.minimum(at, sizes.D - 1)
-                y += residual(at, captured)
-            mean, squares = join_statistics(mean, squares, h * sizes.V + c, y, c, sizes.V)
-            store_rows(out + h * sizes.V, columns, y.to(out.dtype.element_ty), sizes.V)
-    return mean, reciprocal_deviation(squares, sizes.D)
+                at = h * plan.V + columns
+                if not is_multiple(plan.V, plan.value_columns):
+                    at = tl.minimum(at, plan.D - 1)
+                y += residual(at, captured, plan.D)
+            mean, squares = join_statistics(mean, squares, h * plan.V + c, y, c, plan.V)
+            store_rows(out + h * plan.V, columns, y.to(out.dtype.element_ty), plan.V)
+    return mean, reciprocal_deviation(squares, plan.D)

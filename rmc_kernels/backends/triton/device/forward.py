@@ -11,6 +11,7 @@ import triton.language as tl
 from rmc_kernels.backends.triton.device.attention import Projected, attend
 from rmc_kernels.backends.triton.device.operands import Memory, buffer_rows, memory_rows, normal_rows
 from rmc_kernels.backends.triton.device.phases import (
+    Bounds,
     enter_block,
     gate_terms,
     hidden_layer,
@@ -19,8 +20,7 @@ from rmc_kernels.backends.triton.device.phases import (
     project_qkv,
     update,
 )
-from rmc_kernels.backends.triton.device.sizes import Bounds, Sizes
-from rmc_kernels.backends.triton.device.tile import Blocks, no_statistics, tile_rows
+from rmc_kernels.backends.triton.device.tile import no_statistics, tile_rows
 
 #: Run-time arguments that must not be specialised: one compilation serves every batch size and length, and loops over
 #: widths stay loops.
@@ -81,36 +81,18 @@ def forward(
     v_bound,
     input_bias,
     forget_bias,
-    N: tl.constexpr,
-    INPUTS: tl.constexpr,
-    D: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    HEADS: tl.constexpr,
-    G: tl.constexpr,
-    LAYERS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    ENDS_IN_RELU: tl.constexpr,
-    LIVE: tl.constexpr,
-    PADDED: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    HEAD_K: tl.constexpr,
-    HEAD_V: tl.constexpr,
-    STAGES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    plan: tl.constexpr,
 ):
-    """The memories of a sequence. One program per `ROWS / PADDED` batch elements.
+    """The memories of a sequence. One program per `rows / padded` batch elements.
 
-    "Type" below is the compute type, that of x; all tensors are contiguous. Input rows are in the tile where `LIVE`:
-    several blocks or several input rows; otherwise the one input row counts by its key and value alone.
+    "Type" below is the compute type, that of x; all tensors are contiguous. Input rows are in the tile where
+    there are several blocks or several of them; otherwise the one input row counts by its key and value alone.
 
     Args:
         out: [B, T, N, D] float32, the memory after each step.
         memory: [B, N, D] float32, before the first step.
-        inputs: u [B, T, n, D] where `LIVE`, the input row's normalised queries, keys and values [B, T, F] otherwise;
-            type.
+        inputs: u [B, T, n, D] where input rows are in the tile, the input row's normalised queries, keys and values [B, T, F]
+            otherwise; type.
         input_gates: [B, T, G] gate terms of the input, type; None without gates.
         lengths: [B] int64, clamped here; or None.
         resets: [B, T] uint8; or None.
@@ -123,7 +105,8 @@ def forward(
         mlp_weight, mlp_bias: [layers, D, D], [layers, D].
         mlp_gamma, mlp_beta: [blocks, D]; None without that norm.
         gate_weight, gate_bias: [G, D], [G]; None without gates.
-        entered: scratch [rows, D] float32, the rows a block attends to; None unless `LIVE`. `rows` is programs * ROWS.
+        entered: scratch [rows, D] float32, the rows a block attends to; None where no
+            input row is in the tile. `rows` is programs * R.
         qkv: scratch [rows, F], type: queries, keys and values before their norm.
         flaws: scratch [rows] float32, see `project_qkv`.
         z: scratch [rows, D] float32: attention plus residual, before its norm.
@@ -134,32 +117,24 @@ def forward(
         blocks_bound, layers_bound: blocks, MLP layers.
         d_bound, f_bound, g_bound, heads_bound, k_bound, v_bound: see `Bounds`.
         input_bias, forget_bias: constants on top of the learned gate biases.
-        N, INPUTS, D, K, V, HEADS, G: see `Sizes`; `INPUTS` is n.
-        LAYERS: MLP layers.
-        RESIDUAL: whether the attention's input is added to its output.
-        ENDS_IN_RELU: whether a ReLU follows the last MLP layer.
-        LIVE: see above.
-        PADDED: rows of an element in the tile, padded to a power of two.
-        ROWS: rows of the tile.
-        BLOCK_N, BLOCK_K, STAGES, PRECISION: see `Blocks`.
-        HEAD_K, HEAD_V: see `attend`.
+        plan: see `Plan`.
     """
-    F: tl.constexpr = HEADS * (2 * K + V)
-    S: tl.constexpr = N + INPUTS
-    dtype: tl.constexpr = qkv.dtype.element_ty
-    sizes = Sizes(N, S, D, K, V, F, G, HEADS)
+    D: tl.constexpr = plan.D
+    F: tl.constexpr = plan.F
+    operand: tl.constexpr = buffer_rows if plan.inputs_in_tile else memory_rows
+    residual: tl.constexpr = operand if plan.residual else None
     bounds = Bounds(d_bound, f_bound, g_bound, heads_bound, k_bound, v_bound)
-    blocks = Blocks(BLOCK_N, BLOCK_K, STAGES, PRECISION)
-    rows, same = tile_rows(batch, N, S if LIVE else N, PADDED, ROWS)
-    if LIVE:
+    rows, same = tile_rows(batch, plan)
+    slot = tl.minimum(rows.slot, plan.N - 1)
+    if plan.inputs_in_tile:
         entered += rows.scratch * D
     qkv += rows.scratch * F
-    tile_flaws = flaws + tl.program_id(0).to(tl.int64) * ROWS
+    tile_flaws = flaws + tl.program_id(0).to(tl.int64) * plan.blocks.rows
     z += rows.scratch * D
     hidden += rows.scratch * (2 * D)
     candidate += rows.scratch * D
     if gates is not None:
-        gates += rows.scratch * G
+        gates += rows.scratch * plan.G
     if lengths is not None:
         length = tl.load(lengths + rows.element)
 
@@ -176,92 +151,79 @@ def forward(
             if lengths is not None:
                 reset = reset & alive
             reset_rows = reset_memory + rows.memory * D
-        incoming = Memory(before, reset, reset_rows, rows.is_memory if LIVE else None)
-        slot = tl.minimum(rows.slot, N - 1)
+        incoming = Memory(before, reset, reset_rows, rows.is_memory if plan.inputs_in_tile else None)
 
         if gates is not None:
-            gate_terms(incoming, gate_weight, gate_bias, gates, dtype, ROWS, sizes, bounds, blocks)
-        mean, rstd = no_statistics(ROWS)
+            gate_terms(incoming, gate_weight, gate_bias, gates, bounds, plan)
+        mean, rstd = no_statistics(plan.blocks.rows)
         for block in range(blocks_bound):
-            operand: tl.constexpr = buffer_rows if LIVE else memory_rows
-            if LIVE:
-                u = inputs + (step * INPUTS + tl.maximum(rows.slot - N, 0)) * D
+            if plan.inputs_in_tile:
+                u = inputs + (step * plan.n + tl.maximum(rows.slot - plan.N, 0)) * D
                 left = (mean, rstd, _at(mlp_gamma, block - 1, D), _at(mlp_beta, block - 1, D))
-                enter_block(
-                    incoming, u, rows.is_memory == 0, candidate, left, block == 0, entered, sizes, bounds, blocks
-                )
+                enter_block(incoming, u, rows.is_memory == 0, candidate, left, block == 0, entered, bounds, plan)
                 tl.debug_barrier()
-                captured = (entered, D, dtype)
-                kept = (entered, D, tl.float32)
+                captured = entered
             else:
-                captured = (incoming, D, dtype)
-                kept = (incoming, D, tl.float32)
+                captured = incoming
             mean, rstd = project_qkv(
-                operand, captured, qkv_weight + block * (F * D), qkv_bias + block * F, qkv, flaws + rows.scratch,
-                ROWS, sizes, bounds, blocks,
+                operand, captured, qkv_weight + block * (F * D), qkv_bias + block * F, qkv, flaws + rows.scratch, bounds, plan,
             )  # fmt: skip
             tl.debug_barrier()
 
-            outside = None if LIVE else inputs + step * F
+            outside = None if plan.inputs_in_tile else inputs + step * F
             gamma, beta = _at(qkv_gamma, block, F), _at(qkv_beta, block, F)
             projected = Projected(qkv, tile_flaws, mean, rstd, gamma, beta, outside)
             factors = None
             factors_outside = None
             if mask is not None:
-                first_head = mask + (step * (HEADS * N) + slot) * S
+                first_head = mask + (step * (plan.heads * plan.N) + slot) * plan.S
                 factors = first_head[:, None] + rows.slot[None, :]
-                factors_outside = first_head + N
-            residual: tl.constexpr = operand if RESIDUAL else None
+                factors_outside = first_head + plan.N
             if heads_weight is None:
                 mean, rstd = attend(
-                    projected, same, factors, factors_outside, residual, kept, z, ROWS, HEAD_K, HEAD_V, PRECISION,
-                    sizes, bounds,
+                    projected, same, factors, factors_outside, residual, captured, z, bounds, plan,
                 )  # fmt: skip
             else:
                 attend(
-                    projected, same, factors, factors_outside, None, kept, hidden, ROWS, HEAD_K, HEAD_V, PRECISION,
-                    sizes, bounds,
+                    projected, same, factors, factors_outside, None, captured, hidden, bounds, plan,
                 )  # fmt: skip
                 tl.debug_barrier()
                 project_heads(
-                    buffer_rows, (hidden, D, dtype), heads_weight, heads_bias, residual, kept, z, ROWS, sizes, bounds,
-                    blocks,
+                    buffer_rows, hidden, heads_weight, heads_bias, residual, captured, z, bounds, plan,
                 )  # fmt: skip
             tl.debug_barrier()
 
             norm = (mean, rstd, _at(attention_gamma, block, D), _at(attention_beta, block, D))
-            normal = (z, norm, D, dtype)
-            if LAYERS > 1:
-                hidden_layer(normal_rows, normal, mlp_weight, mlp_bias, hidden, ROWS, sizes, bounds, blocks)
+            normal = (z, norm)
+            if plan.layers > 1:
+                hidden_layer(normal_rows, normal, mlp_weight, mlp_bias, hidden, bounds, plan)
                 tl.debug_barrier()
-            if LAYERS > 2:
+            if plan.layers > 2:
                 for layer in range(1, layers_bound - 1):
                     hidden_layer(
-                        buffer_rows, (hidden + (layer - 1) % 2 * D, D, dtype), mlp_weight + layer * (D * D),
-                        mlp_bias + layer * D, hidden + layer % 2 * D, ROWS, sizes, bounds, blocks,
+                        buffer_rows, hidden + (layer - 1) % 2 * D, mlp_weight + layer * (D * D),
+                        mlp_bias + layer * D, hidden + layer % 2 * D, bounds, plan,
                     )  # fmt: skip
                     tl.debug_barrier()
-            last_weight, last_bias = mlp_weight + (LAYERS - 1) * (D * D), mlp_bias + (LAYERS - 1) * D
-            if LAYERS > 1:
+            last_weight, last_bias = mlp_weight + (plan.layers - 1) * (D * D), mlp_bias + (plan.layers - 1) * D
+            if plan.layers > 1:
                 mean, rstd = last_layer(
-                    buffer_rows, (hidden + LAYERS % 2 * D, D, dtype), last_weight, last_bias, ENDS_IN_RELU, z, norm,
-                    candidate, ROWS, sizes, bounds, blocks,
+                    buffer_rows, hidden + plan.layers % 2 * D, last_weight, last_bias, z, norm,
+                    candidate, bounds, plan,
                 )  # fmt: skip
             else:
                 mean, rstd = last_layer(
-                    normal_rows, normal, last_weight, last_bias, ENDS_IN_RELU, z, norm, candidate, ROWS, sizes, bounds,
-                    blocks,
+                    normal_rows, normal, last_weight, last_bias, z, norm, candidate, bounds, plan,
                 )  # fmt: skip
             tl.debug_barrier()
 
         last = (mean, rstd, _at(mlp_gamma, blocks_bound - 1, D), _at(mlp_beta, blocks_bound - 1, D))
         from_input = None
         if gates is not None:
-            from_input = input_gates + step * G
-        after = out + (step * N + slot) * D
+            from_input = input_gates + step * plan.G
+        after = out + (step * plan.N + slot) * D
         update(
-            rows, incoming, alive, candidate, last, gates, from_input, input_bias, forget_bias, after, sizes, bounds,
-            blocks,
+            rows, incoming, alive, candidate, last, gates, from_input, input_bias, forget_bias, after, bounds, plan,
         )  # fmt: skip
         before = after
         tl.debug_barrier()

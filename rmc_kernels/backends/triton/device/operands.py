@@ -1,4 +1,7 @@
-"""Left sides of products: `operand(columns [C], captured)` gives [R, C] of them, `captured` being what it needs."""
+"""Left sides of products: `operand(columns [C], captured, WIDTH)` gives [R, C] of rows of `WIDTH`, 0 past it.
+
+`captured` is what the function needs, tensors only: a compile-time value in a tuple would become a run-time one.
+"""
 
 from __future__ import annotations
 
@@ -40,28 +43,25 @@ def load_memory(memory, columns, D: tl.constexpr):
 
 
 @triton.jit
-def memory_rows(columns, captured):
-    """The incoming memory; captured: `(memory, D, dtype)`."""
-    memory, D, dtype = captured
-    return load_memory(memory, columns, D).to(dtype)
+def memory_rows(columns, memory, WIDTH: tl.constexpr):
+    """The incoming memory, float32; captured: a `Memory`."""
+    return load_memory(memory, columns, WIDTH)
 
 
 @triton.jit
-def tanh_memory_rows(columns, captured):
-    """Tanh of the incoming memory; captured: `(memory, D, dtype)`."""
-    memory, D, dtype = captured
-    return tanh(load_memory(memory, columns, D)).to(dtype)
+def tanh_memory_rows(columns, memory, WIDTH: tl.constexpr):
+    """Tanh of the incoming memory, float32; captured: a `Memory`."""
+    return tanh(load_memory(memory, columns, WIDTH))
 
 
 @triton.jit
-def buffer_rows(columns, captured):
-    """Rows of a scratch buffer; captured: `(pointers [R], width, dtype)`."""
-    pointers, WIDTH, dtype = captured
-    return load_rows(pointers, columns, WIDTH).to(dtype)
+def buffer_rows(columns, pointers, WIDTH: tl.constexpr):
+    """Rows of a scratch buffer, in its dtype; captured: pointers [R]."""
+    return load_rows(pointers, columns, WIDTH)
 
 
 @triton.jit
-def normal_rows(columns, captured):
-    """Rows of a scratch buffer, layer-normalised; captured: `(pointers [R], norm, width, dtype)`."""
-    pointers, norm, WIDTH, dtype = captured
-    return normalise(load_rows(pointers, columns, WIDTH), columns, norm, WIDTH).to(dtype)
+def normal_rows(columns, captured, WIDTH: tl.constexpr):
+    """Rows of a scratch buffer, layer-normalised, float32; captured: `(pointers [R], norm)`, see `normalise`."""
+    pointers, norm = captured
+    return normalise(load_rows(pointers, columns, WIDTH), columns, norm, WIDTH)

@@ -4,11 +4,13 @@ Between two phases stands the synchronisation of the kernel that runs them (`tl.
 that one phase writes is read by a later one under other layouts, and nothing else orders a store and a load of the same
 address in Triton. No phase reads what it writes.
 
-Arguments that all share: `rows`, `memory`, `sizes`, `bounds`, `blocks` are `Rows`, `Memory`, `Sizes`, `Bounds`, `Blocks`;
-scratch is given as [R] pointers to rows; a product's left side is an operand function with what it captures.
+Arguments that all share: `rows`, `memory`, `bounds`, `plan` are `Rows`, `Memory`, `Bounds`, `Plan`; scratch is given as
+[R] pointers to rows; a product's left side is an operand function with what it captures.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -29,8 +31,19 @@ from rmc_kernels.backends.triton.device.tile import (
 )
 
 
+class Bounds(NamedTuple):
+    """D, F, G, heads, K and V as run-time integers: loops with constexpr bounds are unrolled and spill."""
+
+    D: tl.tensor
+    F: tl.tensor
+    G: tl.tensor
+    heads: tl.tensor
+    K: tl.tensor
+    V: tl.tensor
+
+
 @triton.jit
-def enter_block(memory, inputs, is_input, z, norm, first, out, sizes, bounds, blocks):
+def enter_block(memory, inputs, is_input, z, norm, first, out, bounds, plan: tl.constexpr):
     """The rows that a block attends to: [M; u] in a step's first block, LayerNorm of `z` in the others.
 
     Args:
@@ -41,18 +54,18 @@ def enter_block(memory, inputs, is_input, z, norm, first, out, sizes, bounds, bl
         first: whether this is the first block.
         out: [R] pointers, float32.
     """
-    for c in range(0, bounds.D, blocks.N):
-        columns = c + tl.arange(0, blocks.N)
+    for c in range(0, bounds.D, plan.blocks.columns):
+        columns = c + tl.arange(0, plan.blocks.columns)
         if first:
-            real = is_input[:, None] & (columns < sizes.D)[None, :]
+            real = is_input[:, None] & (columns < plan.D)[None, :]
             u = tl.load(inputs[:, None] + columns[None, :], mask=real, other=0.0)
-            store_rows(out, columns, load_memory(memory, columns, sizes.D) + u.to(tl.float32), sizes.D)
+            store_rows(out, columns, load_memory(memory, columns, plan.D) + u.to(tl.float32), plan.D)
         else:
-            store_rows(out, columns, normalise(load_rows(z, columns, sizes.D), columns, norm, sizes.D), sizes.D)
+            store_rows(out, columns, normalise(load_rows(z, columns, plan.D), columns, norm, plan.D), plan.D)
 
 
 @triton.jit
-def project_qkv(operand: tl.constexpr, captured, weight, bias, out, flaws, ROWS: tl.constexpr, sizes, bounds, blocks):
+def project_qkv(operand: tl.constexpr, captured, weight, bias, out, flaws, bounds, plan: tl.constexpr):
     """Queries, keys and values of all heads, before their norm; and the statistics of that norm.
 
     Args:
@@ -63,42 +76,39 @@ def project_qkv(operand: tl.constexpr, captured, weight, bias, out, flaws, ROWS:
     Returns:
         mean and rstd, [R], of each row.
     """
-    a = resident(operand, captured, sizes.D, blocks)
-    mean, squares = no_statistics(ROWS)
-    flaw = tl.zeros((ROWS,), tl.float32)
-    for c in tl.range(0, bounds.F, blocks.N, num_stages=blocks.STAGES):
-        columns = c + tl.arange(0, blocks.N)
-        y = product(operand, captured, a, weight, c, bounds.D, sizes.F, sizes.D, ROWS, blocks)
-        y += load_vector(bias, columns, sizes.F)
-        mean, squares = join_statistics(mean, squares, c, y, c, sizes.F)
+    a = resident(operand, captured, weight, plan.D, plan.blocks)
+    mean, squares = no_statistics(plan.blocks.rows)
+    flaw = tl.full((plan.blocks.rows,), 0.0, tl.float32)
+    for c in tl.range(0, bounds.F, plan.blocks.columns, num_stages=plan.blocks.stages):
+        columns = c + tl.arange(0, plan.blocks.columns)
+        y = product(operand, captured, a, weight, c, bounds.D, plan.F, plan.D, plan.blocks)
+        y += load_vector(bias, columns, plan.F)
+        mean, squares = join_statistics(mean, squares, c, y, c, plan.F)
         kept = y.to(out.dtype.element_ty)
         flaw += tl.sum(kept.to(tl.float32) * 0.0, 1)
-        store_rows(out, columns, kept, sizes.F)
+        store_rows(out, columns, kept, plan.F)
     tl.store(flaws, flaw)
-    return mean, reciprocal_deviation(squares, sizes.F)
+    return mean, reciprocal_deviation(squares, plan.F)
 
 
 @triton.jit
-def gate_terms(memory, weight, bias, out, dtype: tl.constexpr, ROWS: tl.constexpr, sizes, bounds, blocks):
+def gate_terms(memory, weight, bias, out, bounds, plan: tl.constexpr):
     """`tanh(M) W_gm + b_gm`: the part of both gates' pre-activations that the memory gives.
 
     Args:
         weight, bias: [G, D], [G].
         out: [R] pointers, float32.
-        dtype: of the products' operands.
     """
-    captured = (memory, sizes.D, dtype)
-    a = resident(tanh_memory_rows, captured, sizes.D, blocks)
-    for c in tl.range(0, bounds.G, blocks.N, num_stages=blocks.STAGES):
-        columns = c + tl.arange(0, blocks.N)
-        y = product(tanh_memory_rows, captured, a, weight, c, bounds.D, sizes.G, sizes.D, ROWS, blocks)
-        store_rows(out, columns, y + load_vector(bias, columns, sizes.G), sizes.G)
+    a = resident(tanh_memory_rows, memory, weight, plan.D, plan.blocks)
+    for c in tl.range(0, bounds.G, plan.blocks.columns, num_stages=plan.blocks.stages):
+        columns = c + tl.arange(0, plan.blocks.columns)
+        y = product(tanh_memory_rows, memory, a, weight, c, bounds.D, plan.G, plan.D, plan.blocks)
+        store_rows(out, columns, y + load_vector(bias, columns, plan.G), plan.G)
 
 
 @triton.jit
 def project_heads(
-    operand: tl.constexpr, captured, weight, bias, residual: tl.constexpr, residual_captured, out, ROWS: tl.constexpr,
-    sizes, bounds, blocks,
+    operand: tl.constexpr, captured, weight, bias, residual: tl.constexpr, residual_captured, out, bounds, plan: tl.constexpr,
 ):  # fmt: skip
     """The output projection of the concatenated heads, plus the residual.
 
@@ -107,36 +117,35 @@ def project_heads(
         residual, residual_captured: operand function of the rows that are added; None for none.
         out: [R] pointers, float32.
     """
-    a = resident(operand, captured, sizes.D, blocks)
-    for c in tl.range(0, bounds.D, blocks.N, num_stages=blocks.STAGES):
-        columns = c + tl.arange(0, blocks.N)
-        y = product(operand, captured, a, weight, c, bounds.D, sizes.D, sizes.D, ROWS, blocks)
-        y += load_vector(bias, columns, sizes.D)
+    a = resident(operand, captured, weight, plan.D, plan.blocks)
+    for c in tl.range(0, bounds.D, plan.blocks.columns, num_stages=plan.blocks.stages):
+        columns = c + tl.arange(0, plan.blocks.columns)
+        y = product(operand, captured, a, weight, c, bounds.D, plan.D, plan.D, plan.blocks)
+        y += load_vector(bias, columns, plan.D)
         if residual is not None:
-            y += residual(columns, residual_captured)
-        store_rows(out, columns, y, sizes.D)
+            y += residual(columns, residual_captured, plan.D)
+        store_rows(out, columns, y, plan.D)
 
 
 @triton.jit
-def hidden_layer(operand: tl.constexpr, captured, weight, bias, out, ROWS: tl.constexpr, sizes, bounds, blocks):
+def hidden_layer(operand: tl.constexpr, captured, weight, bias, out, bounds, plan: tl.constexpr):
     """ReLU of one MLP layer.
 
     Args:
         weight, bias: [D, D], [D].
         out: [R] pointers, compute dtype.
     """
-    a = resident(operand, captured, sizes.D, blocks)
-    for c in tl.range(0, bounds.D, blocks.N, num_stages=blocks.STAGES):
-        columns = c + tl.arange(0, blocks.N)
-        y = product(operand, captured, a, weight, c, bounds.D, sizes.D, sizes.D, ROWS, blocks)
-        y = tl.maximum(y + load_vector(bias, columns, sizes.D), 0.0, propagate_nan=tl.PropagateNan.ALL)
-        store_rows(out, columns, y.to(out.dtype.element_ty), sizes.D)
+    a = resident(operand, captured, weight, plan.D, plan.blocks)
+    for c in tl.range(0, bounds.D, plan.blocks.columns, num_stages=plan.blocks.stages):
+        columns = c + tl.arange(0, plan.blocks.columns)
+        y = product(operand, captured, a, weight, c, bounds.D, plan.D, plan.D, plan.blocks)
+        y = tl.maximum(y + load_vector(bias, columns, plan.D), 0.0, propagate_nan=tl.PropagateNan.ALL)
+        store_rows(out, columns, y.to(out.dtype.element_ty), plan.D)
 
 
 @triton.jit
 def last_layer(
-    operand: tl.constexpr, captured, weight, bias, ENDS_IN_RELU: tl.constexpr, z, norm, out, ROWS: tl.constexpr,
-    sizes, bounds, blocks,
+    operand: tl.constexpr, captured, weight, bias, z, norm, out, bounds, plan: tl.constexpr,
 ):  # fmt: skip
     """The last MLP layer plus the residual; and the statistics of the norm that follows.
 
@@ -148,23 +157,23 @@ def last_layer(
     Returns:
         mean and rstd, [R], of each row.
     """
-    a = resident(operand, captured, sizes.D, blocks)
-    mean, squares = no_statistics(ROWS)
-    for c in tl.range(0, bounds.D, blocks.N, num_stages=blocks.STAGES):
-        columns = c + tl.arange(0, blocks.N)
-        y = product(operand, captured, a, weight, c, bounds.D, sizes.D, sizes.D, ROWS, blocks)
-        y += load_vector(bias, columns, sizes.D)
-        if ENDS_IN_RELU:
+    a = resident(operand, captured, weight, plan.D, plan.blocks)
+    mean, squares = no_statistics(plan.blocks.rows)
+    for c in tl.range(0, bounds.D, plan.blocks.columns, num_stages=plan.blocks.stages):
+        columns = c + tl.arange(0, plan.blocks.columns)
+        y = product(operand, captured, a, weight, c, bounds.D, plan.D, plan.D, plan.blocks)
+        y += load_vector(bias, columns, plan.D)
+        if plan.ends_in_relu:
             y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        y += normalise(load_rows(z, columns, sizes.D), columns, norm, sizes.D)
-        mean, squares = join_statistics(mean, squares, c, y, c, sizes.D)
-        store_rows(out, columns, y, sizes.D)
-    return mean, reciprocal_deviation(squares, sizes.D)
+        y += normalise(load_rows(z, columns, plan.D), columns, norm, plan.D)
+        mean, squares = join_statistics(mean, squares, c, y, c, plan.D)
+        store_rows(out, columns, y, plan.D)
+    return mean, reciprocal_deviation(squares, plan.D)
 
 
 @triton.jit
 def update(
-    rows, memory, alive, z, norm, gates, from_input, input_bias, forget_bias, out, sizes, bounds, blocks
+    rows, memory, alive, z, norm, gates, from_input, input_bias, forget_bias, out, bounds, plan: tl.constexpr
 ):  # fmt: skip
     """The new memory `i * tanh(C) + f * M`, or C without gates; a frozen element keeps its own.
 
@@ -176,21 +185,21 @@ def update(
         input_bias, forget_bias: constants on top of the learned ones.
         out: [R] pointers, float32; `rows.stored` ones are written.
     """
-    if sizes.G == 2:  # one gate per slot
+    if plan.G == 2:  # one gate per slot
         i = sigmoid(tl.load(gates) + tl.load(from_input).to(tl.float32) + input_bias)[:, None]
         f = sigmoid(tl.load(gates + 1) + tl.load(from_input + 1).to(tl.float32) + forget_bias)[:, None]
-    for c in range(0, bounds.D, blocks.N):
-        columns = c + tl.arange(0, blocks.N)
-        new = normalise(load_rows(z, columns, sizes.D), columns, norm, sizes.D)
+    for c in range(0, bounds.D, plan.blocks.columns):
+        columns = c + tl.arange(0, plan.blocks.columns)
+        new = normalise(load_rows(z, columns, plan.D), columns, norm, plan.D)
         if from_input is not None or alive is not None:
-            old = load_memory(memory, columns, sizes.D)
+            old = load_memory(memory, columns, plan.D)
         if from_input is not None:
-            if sizes.G > 2:
-                i = load_rows(gates, columns, sizes.D) + load_rows(from_input, columns, sizes.D).to(tl.float32)
-                f = load_rows(gates + sizes.D, columns, sizes.D)
-                f += load_rows(from_input + sizes.D, columns, sizes.D).to(tl.float32)
+            if plan.G > 2:
+                i = load_rows(gates, columns, plan.D) + load_rows(from_input, columns, plan.D).to(tl.float32)
+                f = load_rows(gates + plan.D, columns, plan.D)
+                f += load_rows(from_input + plan.D, columns, plan.D).to(tl.float32)
                 i, f = sigmoid(i + input_bias), sigmoid(f + forget_bias)
             new = i * tanh(new) + f * old
         if alive is not None:
             new = tl.where(alive[:, None], new, old)
-        tl.store(out[:, None] + columns[None, :], new, mask=rows.stored[:, None] & (columns < sizes.D)[None, :])
+        tl.store(out[:, None] + columns[None, :], new, mask=rows.stored[:, None] & (columns < plan.D)[None, :])

@@ -9,14 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rmc_kernels.backends.triton.device.tile import Blocks, load_rows, load_vector, product, resident
+from rmc_kernels.backends.triton.device.tile import load_rows, load_vector, product, resident
 
 
 @triton.jit
-def _row(columns, captured):
-    """Operand: columns [K] of the rows at captured pointers [R]."""
-    pointers, WIDTH = captured
-    return load_rows(pointers, columns, WIDTH)
+def _row(columns, captured, WIDTH: tl.constexpr):
+    """Left side: columns of the rows at captured pointers [R]."""
+    return load_rows(captured, columns, WIDTH)
 
 
 @triton.jit(do_not_specialize=["count", "inner_bound"])
@@ -29,13 +28,9 @@ def project(
     inner_bound,
     IN: tl.constexpr,
     OUT: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    blocks: tl.constexpr,
 ):
-    """`out = x @ weight.T + bias`; program (i, j) makes rows `i * ROWS` and columns `j * BLOCK_N` and on.
+    """`out = x @ weight.T + bias`; program (i, j) makes block i of the rows and block j of the columns.
 
     Args:
         x: [count, IN].
@@ -45,17 +40,14 @@ def project(
         count: rows.
         inner_bound: IN, as a run-time integer.
         IN, OUT: widths.
-        ROWS, BLOCK_N, BLOCK_K: of one product; at least 16.
-        STAGES: of the pipeline.
-        PRECISION: of float32 products, "ieee" or "tf32".
+        blocks: see `Blocks`.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    start = tl.program_id(1) * BLOCK_N
-    columns = start + tl.arange(0, BLOCK_N)
-    blocks = Blocks(BLOCK_N, BLOCK_K, STAGES, PRECISION)
-    captured = (x + tl.minimum(row, count - 1) * IN, IN)
-    a = resident(_row, captured, IN, blocks)
-    y = product(_row, captured, a, weight, start, inner_bound, OUT, IN, ROWS, blocks)
+    row = tl.program_id(0).to(tl.int64) * blocks.rows + tl.arange(0, blocks.rows)
+    start = tl.program_id(1) * blocks.columns
+    columns = start + tl.arange(0, blocks.columns)
+    pointers = x + tl.minimum(row, count - 1) * IN
+    a = resident(_row, pointers, weight, IN, blocks)
+    y = product(_row, pointers, a, weight, start, inner_bound, OUT, IN, blocks)
     y += load_vector(bias, columns, OUT)
     inside = (row < count)[:, None] & (columns < OUT)[None, :]
     tl.store(out + row[:, None] * OUT + columns[None, :], y.to(out.dtype.element_ty), mask=inside)

@@ -43,30 +43,23 @@ class Rows(NamedTuple):
 
 
 @triton.jit
-def tile_rows(batch, SLOTS: tl.constexpr, LIVE: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
-    """The `Rows` of this program, and the mask [R, R] of which row (axis 1) is a key of which row (axis 0).
-
-    Args:
-        batch: batch elements `B`.
-        SLOTS: memory slots `N`.
-        LIVE: rows of an element in the tile: `N`, or `N + n` where input rows are in it.
-        PADDED: `LIVE` padded to a power of two.
-        ROWS: `R`, a multiple of `PADDED`.
-    """
-    row = tl.arange(0, ROWS)
-    element = tl.program_id(0) * (ROWS // PADDED) + row // PADDED
-    slot = tl.minimum(row % PADDED, LIVE - 1)
+def tile_rows(batch, plan: tl.constexpr):
+    """The `Rows` of this program, and the mask [R, R] of which row (axis 1) is a key of which row (axis 0)."""
+    row = tl.arange(0, plan.blocks.rows)
+    within = row % plan.padded
+    element = tl.program_id(0) * (plan.blocks.rows // plan.padded) + row // plan.padded
+    slot = tl.minimum(within, plan.live - 1)
     clamped = tl.minimum(element, batch - 1).to(tl.int64)
     rows = Rows(
-        scratch=tl.program_id(0).to(tl.int64) * ROWS + row,
+        scratch=tl.program_id(0).to(tl.int64) * plan.blocks.rows + row,
         element=clamped,
         slot=slot,
-        memory=clamped * SLOTS + tl.minimum(slot, SLOTS - 1),
-        is_memory=slot < SLOTS,
-        stored=(element < batch) & (row % PADDED < SLOTS),
+        memory=clamped * plan.N + tl.minimum(slot, plan.N - 1),
+        is_memory=slot < plan.N,
+        stored=(element < batch) & (within < plan.N),
     )
-    same = (row // PADDED)[:, None] == (row // PADDED)[None, :]
-    return rows, same & (row % PADDED < LIVE)[None, :]
+    same = (row // plan.padded)[:, None] == (row // plan.padded)[None, :]
+    return rows, same & (within < plan.live)[None, :]
 
 
 @triton.jit
@@ -122,7 +115,7 @@ def normalise(x, columns, norm, WIDTH: tl.constexpr):
 @triton.jit
 def no_statistics(ROWS: tl.constexpr):
     """Mean [R] and sum of squared deviations [R] of no columns."""
-    return tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    return tl.full((ROWS,), 0.0, tl.float32), tl.full((ROWS,), 0.0, tl.float32)
 
 
 @triton.jit
@@ -176,22 +169,6 @@ def sigmoid(x):
     return 1.0 / (1.0 + tl.exp(-x))
 
 
-class Blocks(NamedTuple):
-    """How products are cut.
-
-    Attributes:
-        N: columns of a product that are computed at a time.
-        K: its inner dimension at a time; where that is all of it, the operand stays resident over all columns.
-        STAGES: of the pipeline that loads weights.
-        PRECISION: of float32 products, "ieee" or "tf32".
-    """
-
-    N: tl.constexpr
-    K: tl.constexpr
-    STAGES: tl.constexpr
-    PRECISION: tl.constexpr
-
-
 @triton.jit
 def load_weight(weight, outputs, inner, OUT: tl.constexpr, IN: tl.constexpr):
     """[K, N]: part of the transpose of a [OUT, IN] weight, 0 outside it."""
@@ -204,10 +181,10 @@ def load_weight(weight, outputs, inner, OUT: tl.constexpr, IN: tl.constexpr):
 
 
 @triton.jit
-def resident(operand: tl.constexpr, captured, IN: tl.constexpr, blocks):
-    """The operand [R, blocks.K] of all products of a phase where that is all of it, 0 (unused) otherwise."""
-    if blocks.K >= IN:
-        a = operand(tl.arange(0, blocks.K), captured)
+def resident(operand: tl.constexpr, captured, weight, IN: tl.constexpr, blocks: tl.constexpr):
+    """The left side [R, IN] of all products of a phase where it fits one block, 0 (unused) where it does not."""
+    if blocks.inner >= IN:
+        a = operand(tl.arange(0, blocks.inner), captured, IN).to(weight.dtype.element_ty)
     else:
         a = 0
     return a
@@ -216,25 +193,26 @@ def resident(operand: tl.constexpr, captured, IN: tl.constexpr, blocks):
 @triton.jit
 def product(
     operand: tl.constexpr, captured, a, weight, start, inner_bound, OUT: tl.constexpr, IN: tl.constexpr,
-    ROWS: tl.constexpr, blocks,
+    blocks: tl.constexpr,
 ):  # fmt: skip
-    """[R, blocks.N] float32: columns `start` and on of `operand @ weight.T`.
+    """[R, columns] float32: columns `start` and on of `operand @ weight.T`.
 
     Args:
-        operand: `operand(columns, captured)` gives [R, K] of the left side in the compute dtype.
-        captured: what it needs.
+        operand: `operand(columns, captured, IN)` gives columns of the left side; it is rounded to the weight's dtype.
+        captured: tensors that it needs.
         a: from `resident`.
         weight: [OUT, IN].
         inner_bound: IN, as a run-time integer.
     """
-    outputs = start + tl.arange(0, blocks.N)
-    inner = tl.arange(0, blocks.K)
-    accumulator = tl.zeros((ROWS, blocks.N), tl.float32)
-    if blocks.K >= IN:
+    outputs = start + tl.arange(0, blocks.columns)
+    inner = tl.arange(0, blocks.inner)
+    accumulator = tl.full((blocks.rows, blocks.columns), 0.0, tl.float32)
+    if blocks.inner >= IN:
         b = load_weight(weight, outputs, inner, OUT, IN)
-        accumulator = tl.dot(a, b, accumulator, input_precision=blocks.PRECISION)
+        accumulator = tl.dot(a, b, accumulator, input_precision=blocks.precision)
     else:
-        for k in tl.range(0, inner_bound, blocks.K, num_stages=blocks.STAGES):
+        for k in tl.range(0, inner_bound, blocks.inner, num_stages=blocks.stages):
+            left = operand(k + inner, captured, IN).to(weight.dtype.element_ty)
             b = load_weight(weight, outputs, k + inner, OUT, IN)
-            accumulator = tl.dot(operand(k + inner, captured), b, accumulator, input_precision=blocks.PRECISION)
+            accumulator = tl.dot(left, b, accumulator, input_precision=blocks.precision)
     return accumulator
