@@ -53,13 +53,19 @@ def _gradients(case: Case, memories: Tensor) -> dict[str, Tensor]:
     return {name: torch.zeros_like(leaves[name]) if g is None else g for name, g in zip(leaves, found, strict=True)}
 
 
+def _marks(found: Any) -> list[pytest.MarkDecorator]:
+    """Dozens of interpreted runs a case: `make interpret` has all, `make test` one of them."""
+    interpreted = found.values[:2] == ("triton", "cpu")
+    return [pytest.mark.slow] if interpreted and found.values[2:] != ("float32", "textbook") else []
+
+
 def _parity_cases() -> list[Any]:
     """Every spec in float32; half types, and the reference against itself, on a sample; `rmc verify` does the rest.
 
-    So is what Triton interprets, at a second per run; `test_triton_interpreted.py` has every spec and dtype.
+    So it is where Triton interprets; `test_triton_interpreted.py` has every spec and dtype.
     """
     return [
-        pytest.param(*found.values, option, id=f"{found.id}-{option}")
+        pytest.param(*found.values, option, id=f"{found.id}-{option}", marks=_marks(found))
         for found in _served(SERVING, SPECS)
         for option in OPTIONS
         if (found.values[2] == "float32" and found.values[:2] not in SLOW)
@@ -77,7 +83,12 @@ def test_parity(backend: str, device: str, dtype: str, name: str, option: str) -
     assert result.status == "right", (result.reason, result.misses)
 
 
-@pytest.mark.parametrize("backend, device, dtype, name", _served(FLOAT32, ["blocks", "matrix", "textbook", "r2gen"]))
+def _saved_cases() -> list[Any]:
+    names = ["blocks", "matrix", "textbook", "r2gen"]
+    return [pytest.param(*found.values, id=found.id, marks=_marks(found)) for found in _served(FLOAT32, names)]
+
+
+@pytest.mark.parametrize("backend, device, dtype, name", _saved_cases())
 def test_parity_with_saved_activations(backend: str, device: str, dtype: str, name: str) -> None:
     result = check_case(VerifyCase(SPECS[name], dtype, 5, 5, lengths=True, resets=True, recompute="none"), backend)
     assert result.status == "right", (result.reason, result.misses)

@@ -54,6 +54,23 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
+def _target() -> str:
+    """The architecture of Triton's device, as `tiles` names it."""
+    if INTERPRETED:
+        return ""
+    arch = driver.active.get_current_target().arch
+    return arch if isinstance(arch, str) else f"sm_{arch}"
+
+
+def _processors() -> int:
+    """How many programs Triton's device runs side by side at least; the interpreter runs one after the other."""
+    if INTERPRETED:
+        return 1
+    device = driver.active.get_current_device()
+    properties = driver.active.utils.get_device_properties(device)
+    return int(properties["multiprocessor_count"])
+
+
 def unroll(spec: CellSpec, call: Call) -> Tensor:
     """The memories [B, T, N, D] of a call."""
     batch, steps = call.batch_size, call.steps
@@ -112,7 +129,7 @@ def _project(rows: Tensor, linear: Linear) -> Tensor:
 
 
 def _forward(spec: CellSpec, call: Call, params: Parameters, side: InputSide, memories: Tensor) -> None:
-    tile = tiles.choose(spec, call.x.dtype)
+    tile = tiles.choose(spec, call.x.dtype, _target(), call.batch_size, _processors())
     plan = _plan(spec, tile, precision(call.x.dtype))
     programs = triton.cdiv(call.batch_size, tile.rows // plan.padded)
 
@@ -125,8 +142,8 @@ def _forward(spec: CellSpec, call: Call, params: Parameters, side: InputSide, me
         _contiguous(call.lengths), _bytes(call.resets), _contiguous(call.reset_memory), _contiguous(call.dropout_mask),
         *_pair(params.qkv), *_pair(params.qkv_norm), *_pair(params.heads), *_pair(params.attention_norm),
         *_pair(params.mlp), *_pair(params.mlp_norm), *_pair(params.memory_gate),
-        scratch(wide, plan.D) if plan.inputs_in_tile else None, scratch(kind, plan.F), scratch(wide), scratch(wide, plan.D),
-        scratch(kind, 2, plan.D), scratch(wide, plan.D), scratch(wide, plan.G) if plan.G else None,
+        scratch(wide, plan.D) if plan.inputs_in_tile else None,
+        scratch(kind, plan.F), scratch(wide), scratch(wide, plan.D), scratch(kind, 2, plan.D), scratch(wide, plan.D), scratch(wide, plan.G) if plan.G else None,
         call.batch_size, call.steps, spec.num_blocks, spec.attention_mlp_layers,
         plan.D, plan.F, plan.G, spec.num_heads, spec.key_width, spec.head_size,
         spec.input_bias, spec.forget_bias,

@@ -1,12 +1,13 @@
-"""How a program is cut, for each size, dtype and target: one table, each entry with its reason.
+"""How a program is cut: one table keyed by width, dtype and target, each entry with its reason.
 
-Batch size and sequence length are in no key. Every entry is compiled for every target it names by `make matrix`, which
-checks that it fits the target's shared memory. No entry has been timed: no GPU has run them.
+Batch size and sequence length are in no key and compile nothing anew; the batch size only picks among the entries of a
+key, so that a small batch is spread over more programs. `make matrix` compiles every entry for every target. No entry has
+been timed: no GPU has run them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -35,7 +36,7 @@ class Tile:
     Attributes:
         rows: of the tile; at least the padded rows of one batch element.
         columns: of a product computed at a time.
-        inner: of a product's inner dimension at a time; the whole of it keeps the operand in registers.
+        inner: of a product's inner dimension at a time; the whole of it keeps the left side in registers.
         head: most columns of a head at a time.
         warps, stages: Triton's options.
     """
@@ -50,6 +51,74 @@ class Tile:
     def head_columns(self, size: int) -> int:
         """Columns at a time of a head's part of `size` columns; a product takes no fewer than 16."""
         return max(LEAST_ROWS, min(self.head, _power_of_two(size)))
+
+    def fitted(self, width: int) -> Tile:
+        """The same for rows of `width`, without columns that a narrow cell would only pad."""
+        most = max(LEAST_ROWS, _power_of_two(width))
+        return replace(self, columns=min(self.columns, most), inner=min(self.inner, most))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table.
+
+    Attributes:
+        width: widest D that it is for.
+        wide: whether it is for float32; otherwise for the half types.
+        tile: the tile.
+        reason: why this one. "registers" and "spills" are those of the compiler, 8 slots, 4 heads, sm_80.
+        targets: for which it is.
+    """
+
+    width: int
+    wide: bool
+    tile: Tile
+    reason: str
+    targets: tuple[str, ...] = tuple(SHARED_MEMORY)
+
+
+_ANY = 1 << 30
+#: Without gfx942, where 32 rows spill 150 registers and more; 64 rows are kept for cells of many slots.
+_NVIDIA = tuple(target for target in SHARED_MEMORY if target.startswith("sm"))
+#: Narrow entries first; among those of one width, small tiles first.
+TABLE = (
+    Entry(64, False, Tile(16, 64, 64, 64, 4, 2), "left side resident, fewest rows: 224 registers"),
+    Entry(64, False, Tile(32, 64, 64, 64, 8, 2), "twice the rows at twice the warps; at 4 warps it spills", _NVIDIA),
+    Entry(64, False, Tile(64, 32, 64, 64, 8, 2), "at 64 columns or 16 warps 64 rows spill"),
+    Entry(128, False, Tile(16, 64, 128, 64, 4, 2), "left side resident, fewest rows: 224 registers"),
+    Entry(128, False, Tile(32, 64, 128, 64, 8, 2), "210 registers; at 4 warps it spills", _NVIDIA),
+    Entry(128, False, Tile(64, 32, 64, 64, 8, 2), "64 resident rows of 128 spill: inner dimension in blocks"),
+    Entry(256, False, Tile(16, 32, 256, 64, 4, 2), "left side resident: 232 registers"),
+    Entry(256, False, Tile(32, 32, 256, 64, 8, 2), "234 registers; at 4 warps 52 spills", _NVIDIA),
+    Entry(256, False, Tile(64, 32, 64, 64, 8, 2), "64 resident rows of 256 spill: inner dimension in blocks"),
+    Entry(_ANY, False, Tile(16, 64, 64, 64, 4, 3), "inner dimension in blocks: a resident row is too wide"),
+    Entry(_ANY, False, Tile(32, 64, 64, 64, 8, 3), "likewise, 254 registers", _NVIDIA),
+    Entry(_ANY, False, Tile(64, 32, 64, 64, 8, 2), "likewise"),
+    Entry(_ANY, True, Tile(16, 32, 32, 32, 4, 2), "products without tensor cores unroll the inner block: small ones"),
+    Entry(_ANY, True, Tile(32, 32, 32, 32, 4, 2), "254 registers; at 8 warps it spills"),
+    Entry(_ANY, True, Tile(64, 32, 32, 32, 8, 2), "the registers of 32 rows at 4 warps"),
+)
+#: Of the projections of the input side, which have no recurrence: ordinary products.
+PROJECTION = Tile(rows=64, columns=64, inner=32, head=0, warps=4, stages=3)
+
+
+def choose(spec: CellSpec, dtype: torch.dtype, target: str, batch_size: int, processors: int) -> Tile:
+    """The tile of a call: of its key's entries, the one of most rows that still gives each processor a program.
+
+    Args:
+        spec: the cell.
+        dtype: of x.
+        target: a key of `SHARED_MEMORY`; another one takes the entries of "sm_80".
+        batch_size: batch elements.
+        processors: of the device.
+    """
+    target = target if target in SHARED_MEMORY else "sm_80"
+    wide = dtype is torch.float32
+    padded = padded_rows(spec)
+    fitting = [e for e in TABLE if e.width >= spec.mem_size and e.wide == wide and target in e.targets]
+    tiles = [e.tile for e in fitting if e.width == fitting[0].width and e.tile.rows >= padded]
+    busy = [tile for tile in tiles if -(-batch_size // (tile.rows // padded)) >= processors]
+    return (busy[-1] if busy else tiles[0]).fitted(spec.mem_size)
 
 
 def padded_rows(spec: CellSpec) -> int:
@@ -68,13 +137,6 @@ def input_rows_in_tile(spec: CellSpec) -> bool:
     One input row whose own attention output is unused counts by its key and value alone, which are known beforehand.
     """
     return spec.input_rows_live or spec.rows > 1
-
-
-PROJECTION = Tile(rows=64, columns=64, inner=32, head=0, warps=4, stages=3)
-
-
-def choose(spec: CellSpec, dtype: torch.dtype) -> Tile:
-    return Tile(max(LEAST_ROWS, padded_rows(spec)), 32, max(16, min(256, _power_of_two(spec.mem_size))), 32, 4, 2)
 
 
 def _power_of_two(number: int) -> int:
