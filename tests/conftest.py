@@ -1,7 +1,8 @@
 """One thread for torch; a strict interpreter around every test where Triton interprets.
 
-The suite's tensors are tiny, and parity must not depend on how busy the machine is. `make test` runs what concerns Triton
-a second time under TRITON_INTERPRET=1, which holds for a whole process: there every kernel runs as `tests.strict` has it.
+The suite's tensors are tiny, and parity must not depend on how busy the machine is. `make test` runs what concerns
+Triton a second time under TRITON_INTERPRET=1, which holds for a whole process: there every kernel runs as
+`tests.strict` has it.
 """
 
 import os

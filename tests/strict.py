@@ -5,10 +5,10 @@
     assert not report.hazards
 
 Refused at once: an access outside the tensors of the launch, a product with a dimension below 16, and arithmetic on
-bfloat16, which the stock interpreter does on bit patterns. Recorded: an element read or written again by the same program
-with no barrier since it was written (or written with none since it was read), and an element that two programs touch,
-one of them writing. Programs run in random order; masked loads without `other` give NaN; memory of `torch.empty` is
-NaN. Products decode bfloat16 and round to TF32 where asked to; bfloat16 is rounded to, not cut off.
+bfloat16, which the stock interpreter does on bit patterns. Recorded: an element read or written again by the same
+program with no barrier since it was written (or written with none since it was read), and an element that two programs
+touch, one of them writing. Programs run in random order; masked loads without `other` give NaN; so does memory of
+`torch.empty`. Products decode bfloat16 and round to TF32 where asked to; bfloat16 is rounded to, not cut off.
 """
 
 from __future__ import annotations
@@ -235,7 +235,8 @@ class _Machine:
 def round_to_tf32(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """To 10 bits of mantissa, to nearest, ties away from zero, as the hardware's conversion does."""
     bits = np.ascontiguousarray(x).view(np.uint32)
-    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    rounded: npt.NDArray[np.float32] = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return rounded
 
 
 def round_to_bfloat16(x: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

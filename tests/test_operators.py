@@ -26,7 +26,12 @@ def _forward_arguments(case: Case, backend: str, save: bool) -> tuple[Any, ...]:
 @pytest.mark.parametrize("permuted", [False, True])
 @pytest.mark.parametrize(
     "backend, name",
-    [(b, name) for b in BACKENDS for name in ("sonnet", "matrix-blocks", "textbook", "l0sg", "r2gen") if served(b, name)],
+    [
+        (b, name)
+        for b in BACKENDS
+        for name in ("sonnet", "matrix-blocks", "textbook", "l0sg", "r2gen")
+        if served(b, name)
+    ],
 )
 def test_opcheck(backend: str, name: str, permuted: bool) -> None:
     case = draw(SPECS[name], ("lengths", "resets"), batch=2, steps=3, dtype=torch.float32)

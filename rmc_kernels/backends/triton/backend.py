@@ -35,6 +35,9 @@ class TritonBackend:
 
     def refuses(self, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str | None:
         """See `Backend.refuses`."""
+        missing = self.unavailable()
+        if missing is not None:
+            return missing
         from rmc_kernels.backends.triton import launch
 
         served = launch.device_type()

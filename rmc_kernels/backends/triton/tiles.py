@@ -1,8 +1,8 @@
 """How a program is cut: one table keyed by width, dtype and target, each entry with its reason.
 
 Batch size and sequence length are in no key and compile nothing anew; the batch size only picks among the entries of a
-key, so that a small batch is spread over more programs. `make matrix` compiles every entry for every target. No entry has
-been timed: no GPU has run them.
+key, so that a small batch is spread over more programs. `make matrix` compiles every entry for every target. No entry
+has been timed: no GPU has run them.
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ def forward(
     Args:
         out: [B, T, N, D] float32, the memory after each step.
         memory: [B, N, D] float32, before the first step.
-        inputs: u [B, T, n, D] where input rows are in the tile, the input row's normalised queries, keys and values [B, T, F]
-            otherwise; type.
+        inputs: u [B, T, n, D] where input rows are in the tile, the input row's normalised queries, keys and values
+            [B, T, F] otherwise; type.
         input_gates: [B, T, G] gate terms of the input, type; None without gates.
         lengths: [B] int64, clamped here; or None.
         resets: [B, T] uint8; or None.
@@ -105,8 +105,8 @@ def forward(
         mlp_weight, mlp_bias: [layers, D, D], [layers, D].
         mlp_gamma, mlp_beta: [blocks, D]; None without that norm.
         gate_weight, gate_bias: [G, D], [G]; None without gates.
-        entered: scratch [rows, D] float32, the rows a block attends to; None where no
-            input row is in the tile. `rows` is programs * R.
+        entered: scratch [rows, D] float32, the rows a block attends to; None where no input row is in the tile. `rows`
+            is programs * R.
         qkv: scratch [rows, F], type: queries, keys and values before their norm.
         flaws: scratch [rows] float32, see `project_qkv`.
         z: scratch [rows, D] float32: attention plus residual, before its norm.
@@ -166,7 +166,8 @@ def forward(
             else:
                 captured = incoming
             mean, rstd = project_qkv(
-                operand, captured, qkv_weight + block * (F * D), qkv_bias + block * F, qkv, flaws + rows.scratch, bounds, plan,
+                operand, captured, qkv_weight + block * (F * D), qkv_bias + block * F, qkv, flaws + rows.scratch,
+                bounds, plan,
             )  # fmt: skip
             tl.debug_barrier()
 

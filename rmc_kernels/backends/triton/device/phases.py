@@ -1,8 +1,8 @@
 """The phases of a step but attention: each reads what earlier phases left in scratch and leaves its own there.
 
-Between two phases stands the synchronisation of the kernel that runs them (`tl.debug_barrier()` in `forward.py`): scratch
-that one phase writes is read by a later one under other layouts, and nothing else orders a store and a load of the same
-address in Triton. No phase reads what it writes.
+Between two phases stands the synchronisation of the kernel that runs them (`tl.debug_barrier()` in `forward.py`): what
+one phase writes a later one reads under another layout, and nothing else orders a store and a load of one address in
+Triton. No phase reads what it writes.
 
 Arguments that all share: `rows`, `memory`, `bounds`, `plan` are `Rows`, `Memory`, `Bounds`, `Plan`; scratch is given as
 [R] pointers to rows; a product's left side is an operand function with what it captures.
@@ -108,7 +108,8 @@ def gate_terms(memory, weight, bias, out, bounds, plan: tl.constexpr):
 
 @triton.jit
 def project_heads(
-    operand: tl.constexpr, captured, weight, bias, residual: tl.constexpr, residual_captured, out, bounds, plan: tl.constexpr,
+    operand: tl.constexpr, captured, weight, bias, residual: tl.constexpr, residual_captured, out, bounds,
+    plan: tl.constexpr,
 ):  # fmt: skip
     """The output projection of the concatenated heads, plus the residual.
 

@@ -1,8 +1,8 @@
 """A program's tile of rows, and the loads, stores, norms and products that every phase is made of.
 
-`R` rows are `R / SP` batch elements of `SP` rows each: the attended rows of an element, padded to a power of two. Rows
-past the batch or past an element's last row repeat a row that exists, so that every load is in bounds; stores to tensors
-of the caller are masked. Widths are constexpr (they are strides); loop bounds are run-time integers, since loops with
+The `R` rows are those of `R / padded` batch elements: the attended rows of each, padded to a power of two. Rows past
+the batch or past an element's last row repeat a row that exists, so that every load is in bounds; stores to tensors of
+the caller are masked. Widths are constexpr (they are strides); loop bounds are run-time integers, since loops with
 constexpr bounds are unrolled and spill.
 """
 
