@@ -67,6 +67,7 @@ class Entry:
         wide: whether it is for float32; otherwise for the half types.
         tile: the tile.
         reason: why this one. "registers" and "spills" are those of the compiler, 8 slots, 4 heads, sm_80.
+        spills: targets for which it spills registers; there it is only for cells that no other entry has rows for.
         targets: for which it is.
     """
 
@@ -74,29 +75,30 @@ class Entry:
     wide: bool
     tile: Tile
     reason: str
+    spills: tuple[str, ...] = ()
     targets: tuple[str, ...] = tuple(SHARED_MEMORY)
 
 
 _ANY = 1 << 30
-#: Without gfx942, where 32 rows spill 150 registers and more; 64 rows are kept for cells of many slots.
-_NVIDIA = tuple(target for target in SHARED_MEMORY if target.startswith("sm"))
+_AMD = ("gfx942",)
+_ALL = tuple(SHARED_MEMORY)
 #: Narrow entries first; among those of one width, small tiles first.
 TABLE = (
     Entry(64, False, Tile(16, 64, 64, 64, 4, 2), "left side resident, fewest rows: 224 registers"),
-    Entry(64, False, Tile(32, 64, 64, 64, 8, 2), "twice the rows at twice the warps; at 4 warps it spills", _NVIDIA),
-    Entry(64, False, Tile(64, 32, 64, 64, 8, 2), "at 64 columns or 16 warps 64 rows spill"),
+    Entry(64, False, Tile(32, 64, 64, 64, 8, 2), "twice the rows at twice the warps; at 4 warps 16 spills", _AMD),
+    Entry(64, False, Tile(64, 32, 64, 64, 8, 2), "241 registers; at 64 columns 19 spills, at 16 warps 36", _AMD),
     Entry(128, False, Tile(16, 64, 128, 64, 4, 2), "left side resident, fewest rows: 224 registers"),
-    Entry(128, False, Tile(32, 64, 128, 64, 8, 2), "210 registers; at 4 warps it spills", _NVIDIA),
-    Entry(128, False, Tile(64, 32, 64, 64, 8, 2), "64 resident rows of 128 spill: inner dimension in blocks"),
+    Entry(128, False, Tile(32, 64, 128, 64, 8, 2), "210 registers; at 4 warps 15 spills", _AMD),
+    Entry(128, False, Tile(64, 32, 64, 64, 8, 2), "inner dimension in blocks; 64 resident rows: 31 spills", _AMD),
     Entry(256, False, Tile(16, 32, 256, 64, 4, 2), "left side resident: 232 registers"),
-    Entry(256, False, Tile(32, 32, 256, 64, 8, 2), "234 registers; at 4 warps 52 spills", _NVIDIA),
-    Entry(256, False, Tile(64, 32, 64, 64, 8, 2), "64 resident rows of 256 spill: inner dimension in blocks"),
+    Entry(256, False, Tile(32, 32, 256, 64, 8, 2), "234 registers; at 4 warps 52 spills", _AMD),
+    Entry(256, False, Tile(64, 32, 64, 64, 8, 2), "inner dimension in blocks, 12 spills; resident: 46", _ALL),
     Entry(_ANY, False, Tile(16, 64, 64, 64, 4, 3), "inner dimension in blocks: a resident row is too wide"),
-    Entry(_ANY, False, Tile(32, 64, 64, 64, 8, 3), "likewise, 254 registers", _NVIDIA),
-    Entry(_ANY, False, Tile(64, 32, 64, 64, 8, 2), "likewise"),
+    Entry(_ANY, False, Tile(32, 64, 64, 64, 8, 3), "likewise, 254 registers", _AMD),
+    Entry(_ANY, False, Tile(64, 32, 64, 64, 8, 2), "likewise, 12 spills", _ALL),
     Entry(_ANY, True, Tile(16, 32, 32, 32, 4, 2), "products without tensor cores unroll the inner block: small ones"),
-    Entry(_ANY, True, Tile(32, 32, 32, 32, 4, 2), "254 registers; at 8 warps it spills"),
-    Entry(_ANY, True, Tile(64, 32, 32, 32, 8, 2), "the registers of 32 rows at 4 warps"),
+    Entry(_ANY, True, Tile(32, 32, 32, 32, 4, 2), "255 registers; at 8 warps 20 spills"),
+    Entry(_ANY, True, Tile(64, 32, 32, 32, 8, 2), "85 spills: nothing better was found", _ALL),
 )
 #: Of the projections of the input side, which have no recurrence: ordinary products.
 PROJECTION = Tile(rows=64, columns=64, inner=32, head=0, warps=4, stages=3)
@@ -116,7 +118,8 @@ def choose(spec: CellSpec, dtype: torch.dtype, target: str, batch_size: int, pro
     wide = dtype is torch.float32
     padded = padded_rows(spec)
     fitting = [e for e in TABLE if e.width >= spec.mem_size and e.wide == wide and target in e.targets]
-    tiles = [e.tile for e in fitting if e.width == fitting[0].width and e.tile.rows >= padded]
+    entries = [e for e in fitting if e.width == fitting[0].width and e.tile.rows >= padded]
+    tiles = [e.tile for e in entries if target not in e.spills] or [entries[0].tile]
     busy = [tile for tile in tiles if -(-batch_size // (tile.rows // padded)) >= processors]
     return (busy[-1] if busy else tiles[0]).fitted(spec.mem_size)
 
