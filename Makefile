@@ -2,6 +2,8 @@
 #
 #   make demo      verify, a short benchmark and a training that learns; leaves demo/
 #   make test      the default tests
+#   make interpret every test of the Triton kernels under the strict interpreter; `make test` has a part of them
+#   make matrix    the Triton kernels compiled with every tile for every target, without a GPU
 #   make lint      ruff, mypy --strict, clang-format, and csrc/ compiled with -Werror
 #   make compatibility  run the tests of users' habits and write docs/compatibility.md from what passed
 #   make bench     the full benchmark of this machine's CPU
@@ -26,16 +28,28 @@ CMAKE := $(VENV)/bin/cmake
 CXX_BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CMAKE) -S . -G Ninja
 SAY = @printf '\033[1m==> %s\033[0m\n'
 
-.PHONY: demo test lint compatibility bench gpu sanitize wheel clean setup site
+.PHONY: demo test interpret matrix lint compatibility bench gpu sanitize wheel clean setup site
 .DELETE_ON_ERROR:
 
 demo: setup
 	$(SAY) "demo"
 	$(PY) -m rmc_kernels demo
 
+# Whether Triton interprets holds for a process: its tests under the interpreter run beside the others.
 test: setup
-	$(SAY) "tests"
-	$(PY) -m pytest -q
+	$(SAY) "tests, and beside them those of Triton under its interpreter"
+	@mkdir -p build
+	@TRITON_INTERPRET=1 $(PY) -m pytest -q -k triton >build/interpreted.log 2>&1 & \
+	$(PY) -m pytest -q; others=$$?; wait $$!; interpreted=$$?; \
+	cat build/interpreted.log; exit $$((others | interpreted))
+
+interpret: setup
+	$(SAY) "every test of the Triton kernels under the strict interpreter"
+	TRITON_INTERPRET=1 $(PY) -m pytest -q -k triton -m "slow or not slow"
+
+matrix: setup
+	$(SAY) "the compile matrix"
+	$(PY) -m tests.compile_matrix
 
 compatibility: setup
 	$(SAY) "docs/compatibility.md"

@@ -147,7 +147,7 @@ def taking_part(backend: str, cases: Iterable[Case], device: str) -> tuple[list[
     known = [name for name in backends.CHOICES if name != "auto"]
     if backend not in ("all", *known):
         raise ValueError(f"backend takes one of all, {', '.join(known)}; got {backend!r}")
-    absent = dict(backends.ABSENT)
+    absent: dict[str, str] = {}
     present = []
     for name, candidate in backends.BACKENDS.items():
         reasons = (candidate.refuses(case.spec, getattr(torch, case.dtype), torch.device(device)) for case in cases)

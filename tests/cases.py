@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmc_kernels import CellSpec
+from rmc_kernels import CellSpec, backends
 from rmc_kernels.autograd import RelationalMemoryFunction
 from rmc_kernels.backends import Call
 from rmc_kernels.functional import memory_dtype
@@ -44,6 +44,13 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "lengths-resets": ("lengths", "resets"),
 }
+
+
+def served(backend: str, name: str, dtype: str = "float32", device: str = "cpu") -> bool:
+    """Whether a backend of this machine serves the spec of that name."""
+    found = backends.BACKENDS[backend]
+    refusal = found.refuses(SPECS[name], getattr(torch, dtype), torch.device(device))
+    return found.unavailable() is None and refusal is None
 
 
 @dataclass

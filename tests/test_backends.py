@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -13,26 +14,36 @@ from rmc_kernels.read_heads import KINDS
 from rmc_kernels.verify import Case as VerifyCase
 from rmc_kernels.verify import check_case, criterion
 from tests import cases
-from tests.cases import OPTIONS, SPECS, Case, draw
+from tests.cases import OPTIONS, SPECS, Case, draw, served
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def _serving() -> list[Any]:
     """Every (backend, device, dtype) that this machine can run."""
     found = []
-    for name, backend in backends.BACKENDS.items():
+    for name in backends.BACKENDS:
         for device in DEVICES:
             for dtype in DTYPES:
-                if not (backend.unavailable() or backend.refuses(SPECS["sonnet"], dtype, torch.device(device))):
-                    short = str(dtype).removeprefix("torch.")
-                    found.append(pytest.param(name, device, short, id=f"{name}-{device}-{short}"))
+                if served(name, "sonnet", dtype, device):
+                    found.append(pytest.param(name, device, dtype, id=f"{name}-{device}-{dtype}"))
     return found
+
+
+def _served(serving: list[Any], names: Iterable[str]) -> list[Any]:
+    """(backend, device, dtype, name) for every spec of those names that is served."""
+    return [
+        pytest.param(*found.values, name, id=f"{found.id}-{name}")
+        for found in serving
+        for name in names
+        if served(found.values[0], name, found.values[2], found.values[1])
+    ]
 
 
 SERVING = _serving()
 FLOAT32 = [serving for serving in SERVING if serving.values[2] == "float32"]
+SLOW = (("reference", "cpu"), ("reference", "cuda"), ("triton", "cpu"))
 
 
 def _gradients(case: Case, memories: Tensor) -> dict[str, Tensor]:
@@ -42,15 +53,23 @@ def _gradients(case: Case, memories: Tensor) -> dict[str, Tensor]:
     return {name: torch.zeros_like(leaves[name]) if g is None else g for name, g in zip(leaves, found, strict=True)}
 
 
+def _marks(found: Any) -> list[pytest.MarkDecorator]:
+    """Dozens of interpreted runs a case: `make interpret` has all, `make test` one of them."""
+    interpreted = found.values[:2] == ("triton", "cpu")
+    return [pytest.mark.slow] if interpreted and found.values[2:] != ("float32", "textbook") else []
+
+
 def _parity_cases() -> list[Any]:
-    """Every spec in float32; half types, and the reference against itself, on a sample; `rmc verify` does the rest."""
+    """Every spec in float32; half types, and the reference against itself, on a sample; `rmc verify` does the rest.
+
+    So it is where Triton interprets; `test_triton_interpreted.py` has every spec and dtype.
+    """
     return [
-        pytest.param(*serving.values, name, option, id=f"{serving.id}-{name}-{option}")
-        for serving in SERVING
-        for name in SPECS
+        pytest.param(*found.values, option, id=f"{found.id}-{option}", marks=_marks(found))
+        for found in _served(SERVING, SPECS)
         for option in OPTIONS
-        if (serving in FLOAT32 and serving.values[0] != "reference" and option in ("plain", "lengths-resets"))
-        or (name in cases.VARIANTS and option == "lengths-resets")
+        if (found.values[2] == "float32" and found.values[:2] not in SLOW)
+        or (found.values[3] in cases.VARIANTS and option == "lengths-resets")
     ]
 
 
@@ -64,8 +83,12 @@ def test_parity(backend: str, device: str, dtype: str, name: str, option: str) -
     assert result.status == "right", (result.reason, result.misses)
 
 
-@pytest.mark.parametrize("name", ["blocks", "matrix", "textbook", "r2gen"])
-@pytest.mark.parametrize("backend, device, dtype", FLOAT32)
+def _saved_cases() -> list[Any]:
+    names = ["blocks", "matrix", "textbook", "r2gen"]
+    return [pytest.param(*found.values, id=found.id, marks=_marks(found)) for found in _served(FLOAT32, names)]
+
+
+@pytest.mark.parametrize("backend, device, dtype, name", _saved_cases())
 def test_parity_with_saved_activations(backend: str, device: str, dtype: str, name: str) -> None:
     result = check_case(VerifyCase(SPECS[name], dtype, 5, 5, lengths=True, resets=True, recompute="none"), backend)
     assert result.status == "right", (result.reason, result.misses)
@@ -92,8 +115,13 @@ def test_read_heads(backend: str, device: str, dtype: str, kind: str) -> None:
     assert output[2, 3:].abs().max() == 0
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("backend, device, dtype", SERVING)
+def _chunk_cases() -> list[Any]:
+    every = [found for found in SERVING if found.values[:2] != ("triton", "cpu")]
+    interpreted = [found for found in SERVING if found not in every]
+    return _served(every, SPECS) + _served(interpreted, (*cases.VARIANTS, "blocks", "matrix"))
+
+
+@pytest.mark.parametrize("backend, device, dtype, name", _chunk_cases())
 def test_chunks_equal_the_whole_bit_for_bit(backend: str, device: str, dtype: str, name: str) -> None:
     case = draw(SPECS[name], ("lengths", "resets"), dtype=getattr(torch, dtype), steps=6)
     whole = case.through_function(backend)
@@ -111,8 +139,7 @@ def test_chunks_equal_the_whole_bit_for_bit(backend: str, device: str, dtype: st
 
 
 @pytest.mark.parametrize("batch, steps", [(0, 3), (2, 0), (1, 1), (1, 2)])
-@pytest.mark.parametrize("name", ["sonnet", "l0sg", "textbook", "r2gen"])
-@pytest.mark.parametrize("backend, device, dtype", FLOAT32)
+@pytest.mark.parametrize("backend, device, dtype, name", _served(FLOAT32, cases.VARIANTS))
 def test_empty_and_single(backend: str, device: str, dtype: str, name: str, batch: int, steps: int) -> None:
     case = draw(SPECS[name], ("lengths", "resets"), batch=batch, steps=steps, dtype=torch.float32, requires_grad=True)
     memories = case.through_function(backend)

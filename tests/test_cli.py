@@ -74,7 +74,7 @@ def test_info_as_a_table(rmc: Run) -> None:
     code, output = rmc("info")
     assert code == 0
     assert __version__ in output
-    assert "triton: the Triton kernels are not part of this version" in output
+    assert "triton: " in output
 
 
 def test_verify_that_is_right_exits_with_0(rmc: Run, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_verify_that_missed_exits_with_1_and_a_reproducer(rmc: Run, monkeypatch:
 def test_verify_says_what_was_not_served(rmc: Run) -> None:
     code, output = rmc("verify", "--backend", "triton", "--case", CASE)
     assert code == 1
-    assert "not served: triton on cpu, float32, 1 cases: the Triton kernels are not part of this version" in output
+    assert "not served: triton on cpu, float32, 1 cases: Triton has no device" in output
 
 
 @pytest.mark.parametrize("arguments", [("--backend", "abacus"), ("--case", "{"), ("--dtype", "int8")])

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rmc_kernels import RelationalMemory, backends
 from rmc_kernels.backends import Call
-from tests.cases import SPECS, Case, draw
+from tests.cases import SPECS, Case, draw, served
 
 BACKENDS = [name for name, backend in backends.BACKENDS.items() if backend.unavailable() is None]
 
@@ -24,8 +24,15 @@ def _forward_arguments(case: Case, backend: str, save: bool) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("permuted", [False, True])
-@pytest.mark.parametrize("name", ["sonnet", "matrix-blocks", "textbook", "l0sg", "r2gen"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend, name",
+    [
+        (b, name)
+        for b in BACKENDS
+        for name in ("sonnet", "matrix-blocks", "textbook", "l0sg", "r2gen")
+        if served(b, name)
+    ],
+)
 def test_opcheck(backend: str, name: str, permuted: bool) -> None:
     case = draw(SPECS[name], ("lengths", "resets"), batch=2, steps=3, dtype=torch.float32)
     if permuted:

@@ -17,16 +17,15 @@ from rmc_kernels import errors
 from rmc_kernels.backends.cpu import CpuBackend, frozen_weights
 from rmc_kernels.backends.protocol import Backend, Call
 from rmc_kernels.backends.reference import ReferenceBackend
+from rmc_kernels.backends.triton import TritonBackend
 from rmc_kernels.spec import CellSpec
 
 __all__ = ["BACKENDS", "CHOICES", "Backend", "Call", "Explanation", "choose", "explain", "frozen_weights", "is_plain"]
 
 REFERENCE = ReferenceBackend()
 #: Fused backends in order of preference, then the reference, which serves everything.
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CpuBackend(), REFERENCE)}
-#: Backends that this version does not contain, with the reason that `explain` gives.
-ABSENT = {"triton": "the Triton kernels are not part of this version"}
-CHOICES = ("auto", *ABSENT, *BACKENDS)
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TritonBackend(), CpuBackend(), REFERENCE)}
+CHOICES = ("auto", *BACKENDS)
 _PLAIN = {Tensor, torch.nn.Parameter}
 
 
@@ -37,13 +36,15 @@ class Explanation:
     Attributes:
         backend: name of the backend that would run under `backend="auto"`.
         reasons: name of every other backend -> why it would not run.
+        note: what to know of the one that runs; empty for nothing.
     """
 
     backend: str
     reasons: Mapping[str, str]
+    note: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{self.backend}: runs"]
+        lines = [f"{self.backend}: runs" + (f"; {self.note}" if self.note else "")]
         return "\n".join(lines + [f"{name}: not used: {reason}" for name, reason in self.reasons.items()])
 
 
@@ -62,15 +63,16 @@ def explain(spec: CellSpec, x: Tensor) -> Explanation:
     if not errors.is_tensor("x", x, "a floating-point tensor").is_floating_point():
         raise TypeError(f"x takes a floating-point tensor, got {errors.describe(x)}")
     chosen: str | None = None
-    reasons = dict(ABSENT)
-    for name in BACKENDS:
-        reason = f"{chosen} is preferred" if chosen else _why_not(BACKENDS[name], spec, x.dtype, x.device)
+    reasons: dict[str, str] = {}
+    for name, backend in BACKENDS.items():
+        reason = _why_not(backend, spec, x.dtype, x.device) or backend.passed_over(x.device)
+        reason = f"{chosen} is preferred" if chosen else reason
         if reason is None:
             chosen = name
         else:
             reasons[name] = reason
     assert chosen is not None  # the reference refuses nothing
-    return Explanation(chosen, reasons)
+    return Explanation(chosen, reasons, BACKENDS[chosen].note)
 
 
 def choose(name: str, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> Backend:
@@ -81,8 +83,9 @@ def choose(name: str, spec: CellSpec, dtype: torch.dtype, device: torch.device) 
     """
     errors.one_of("backend", name, CHOICES)
     if name == "auto":
-        return next(backend for backend in BACKENDS.values() if _why_not(backend, spec, dtype, device) is None)
-    reason = ABSENT.get(name) or _why_not(BACKENDS[name], spec, dtype, device)
+        candidates = [backend for backend in BACKENDS.values() if backend.passed_over(device) is None]
+        return next(backend for backend in candidates if _why_not(backend, spec, dtype, device) is None)
+    reason = _why_not(BACKENDS[name], spec, dtype, device)
     if reason is not None:
         raise ValueError(f'backend "{name}" cannot serve this call: {reason}; backend="auto" takes one that can')
     return BACKENDS[name]

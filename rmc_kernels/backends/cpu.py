@@ -114,6 +114,7 @@ class CpuBackend:
     """
 
     name = "cpu"
+    note = ""
 
     def __init__(self, isa: str = "", test_double: bool = False) -> None:
         self._isa = isa
@@ -131,6 +132,10 @@ class CpuBackend:
             return f"CPU tensors only, got {device}"
         if dtype is torch.float64 and not self._test_double:
             return f"float32, bfloat16 or float16 only, got {dtype}"
+        return None
+
+    def passed_over(self, device: torch.device) -> str | None:
+        """Never."""
         return None
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:

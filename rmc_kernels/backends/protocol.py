@@ -46,15 +46,24 @@ class Call:
 
 
 class Backend(Protocol):
-    """One way to compute an unroll and its gradient. Backends are stateless; the arithmetic is `reference.py`'s."""
+    """One way to compute an unroll and its gradient. Backends are stateless; the arithmetic is `reference.py`'s.
+
+    Attributes:
+        name: what it is asked for by.
+        note: what `explain` adds where it runs; empty for nothing.
+    """
 
     name: str
+    note: str
 
     def unavailable(self) -> str | None:
         """Why this backend cannot run on this machine at all, or None."""
 
     def refuses(self, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str | None:
         """Why this backend does not serve `spec` with tensors of this dtype and device, or None."""
+
+    def passed_over(self, device: torch.device) -> str | None:
+        """Why `auto` never takes this backend for tensors on `device`, though it may serve them by name; or None."""
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
         """Bytes that `forward(save=True)` keeps for `backward`; arithmetic only, sizes may be symbolic."""

@@ -18,6 +18,7 @@ class ReferenceBackend:
     """Runs `reference.unroll`. The backward pass runs it again under autograd, so nothing but the inputs is kept."""
 
     name = "reference"
+    note = ""
 
     def unavailable(self) -> str | None:
         """Plain PyTorch: always there."""
@@ -25,6 +26,10 @@ class ReferenceBackend:
 
     def refuses(self, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str | None:
         """Serves every spec, floating dtype and device."""
+        return None
+
+    def passed_over(self, device: torch.device) -> str | None:
+        """Never."""
         return None
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:

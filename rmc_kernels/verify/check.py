@@ -93,10 +93,8 @@ def refusal(case: Case, backend: str, device: str) -> str | None:
     Raises:
         ValueError: no backend of that name is known.
     """
-    if backend in backends.ABSENT:
-        return backends.ABSENT[backend]
     if backend not in backends.BACKENDS:
-        raise ValueError(f"backend takes one of {', '.join((*backends.ABSENT, *backends.BACKENDS))}; got {backend!r}")
+        raise ValueError(f"backend takes one of {', '.join(backends.BACKENDS)}; got {backend!r}")
     chosen = backends.BACKENDS[backend]
     return chosen.unavailable() or chosen.refuses(case.spec, case.torch_dtype, torch.device(device))
 

@@ -1,0 +1,74 @@
+"""The Triton backend as the protocol has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from rmc_kernels.backends.protocol import Call
+from rmc_kernels.backends.reference import ReferenceBackend
+from rmc_kernels.backends.triton import tiles
+from rmc_kernels.spec import CellSpec
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class TritonBackend:
+    """Forward: slot attention, gating and MLP of all steps in one launch. Backward: the reference's, recomputed.
+
+    Serves tensors on the device of Triton's active driver: a GPU, or under TRITON_INTERPRET=1 the CPU.
+    """
+
+    name = "triton"
+    note = "its backward pass is the reference's, which computes every step again"
+
+    def unavailable(self) -> str | None:
+        """Why Triton cannot be used, or None."""
+        if find_spec("triton") is None:
+            return "triton is not installed"
+        from rmc_kernels.backends.triton import launch
+
+        return launch.no_device()
+
+    def refuses(self, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+        """See `Backend.refuses`."""
+        missing = self.unavailable()
+        if missing is not None:
+            return missing
+        from rmc_kernels.backends.triton import launch
+
+        served = launch.device_type()
+        if device.type != served:
+            return f"Triton drives {served} tensors here, got {device}"
+        if dtype not in DTYPES:
+            return f"float32, bfloat16 and float16 only, got {dtype}"
+        if spec.joint_norm:
+            return "the l0sg variant normalises over rows and features jointly, which these kernels do not"
+        rows = tiles.live_rows(spec)
+        if rows > tiles.MOST_ROWS:
+            return f"at most {tiles.MOST_ROWS} attended rows per batch element fit a tile, got {rows}"
+        return None
+
+    def passed_over(self, device: torch.device) -> str | None:
+        """On the CPU, Triton is an interpreter or a simulator: for tests."""
+        return "on the CPU Triton only interprets, for tests" if device.type == "cpu" else None
+
+    def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
+        """Keeps nothing."""
+        return 0
+
+    def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
+        """See `Backend.forward`."""
+        from rmc_kernels.backends.triton import launch
+
+        with torch.no_grad():
+            return launch.unroll(spec, call), call.x.new_empty(0, dtype=torch.uint8)
+
+    def backward(
+        self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
+    ) -> list[Tensor]:
+        """See `Backend.backward`; every step is computed again by the reference, under autograd."""
+        return ReferenceBackend().backward(spec, call, memories, activations, grad, needs)

@@ -1,0 +1,1 @@
+"""Triton device functions: imported only where triton is installed."""

@@ -1,0 +1,189 @@
+"""From the tensors of a call to the launches: projections of the input side, then one launch for all steps."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional as F
+from triton.runtime.driver import driver
+from triton.runtime.interpreter import InterpretedFunction
+
+from rmc_kernels.backends.protocol import Call
+from rmc_kernels.backends.triton import tiles
+from rmc_kernels.backends.triton.device.forward import forward
+from rmc_kernels.backends.triton.device.project import project
+from rmc_kernels.backends.triton.parameters import Linear, Parameters
+from rmc_kernels.backends.triton.plan import Blocks, Plan
+from rmc_kernels.spec import LAYER_NORM_EPS, CellSpec
+
+#: Whether the kernels run in Triton's interpreter, on CPU tensors.
+INTERPRETED = isinstance(forward, InterpretedFunction)
+#: Most bytes of float32 copies made at a time when the input rows' projections are normalised.
+NORM_BYTES = 64 << 20
+
+
+def no_device() -> str | None:
+    """Why Triton drives no device here, or None."""
+    try:
+        device_type()
+    except RuntimeError as error:
+        return f"Triton has no device: {error}"
+    return None
+
+
+def device_type() -> str:
+    """The type of the torch device that Triton launches on.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    if INTERPRETED:
+        return "cpu"
+    device: torch.device = driver.active.get_active_torch_device()
+    return device.type
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 products are computed: as torch's setting for its own matrix products says."""
+    if dtype is not torch.float32 or torch.version.hip is not None:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _target() -> str:
+    """The architecture of Triton's device, as `tiles` names it."""
+    if INTERPRETED:
+        return ""
+    arch = driver.active.get_current_target().arch
+    return arch if isinstance(arch, str) else f"sm_{arch}"
+
+
+def _processors() -> int:
+    """How many programs Triton's device runs side by side at least; the interpreter runs one after the other."""
+    if INTERPRETED:
+        return 1
+    device = driver.active.get_current_device()
+    properties = driver.active.utils.get_device_properties(device)
+    return int(properties["multiprocessor_count"])
+
+
+def unroll(spec: CellSpec, call: Call) -> Tensor:
+    """The memories [B, T, N, D] of a call."""
+    batch, steps = call.batch_size, call.steps
+    memories = call.memory.new_empty(batch, steps, spec.mem_slots, spec.mem_size)
+    if memories.numel():
+        with _device(call.x):
+            params = Parameters.of(spec, call)
+            _forward(spec, call, params, _input_side(spec, call, params), memories)
+    return memories
+
+
+@dataclass(frozen=True)
+class InputSide:
+    """What of all steps does not depend on the memory.
+
+    Attributes:
+        rows: u [B * T * n, D] where input rows are in the tile; the input row's normalised queries, keys and values
+            [B * T, F] otherwise.
+        gates: [B * T, G], the input's gate terms; None without gates.
+    """
+
+    rows: Tensor
+    gates: Tensor | None
+
+
+def _input_side(spec: CellSpec, call: Call, params: Parameters) -> InputSide:
+    count = call.batch_size * call.steps
+    u = call.x.reshape(count * spec.rows, spec.input_size)
+    if params.input_projection is not None:
+        u = _project(u, params.input_projection)
+    gates = None
+    if params.input_gate is not None:
+        gates = _project(u.view(count, spec.rows * spec.mem_size), params.input_gate)
+    if tiles.input_rows_in_tile(spec):
+        return InputSide(u.contiguous(), gates)
+    rows = _project(u, params.qkv)
+    if params.qkv_norm is not None:
+        weight, bias = params.qkv_norm.weight[0].float(), params.qkv_norm.bias[0].float()
+        for part in rows.split(max(1, NORM_BYTES // (4 * spec.qkv_size))):
+            part.copy_(F.layer_norm(part.float(), weight.shape, weight, bias, LAYER_NORM_EPS))
+    return InputSide(rows, gates)
+
+
+def _project(rows: Tensor, linear: Linear) -> Tensor:
+    """`rows @ weight.T + bias`, [count, out], in the dtype of the rows [count, in]."""
+    rows = rows.contiguous()
+    (count, inner), outputs = rows.shape, linear.weight.shape[-2]
+    out = rows.new_empty(count, outputs)
+    tile = tiles.PROJECTION
+    blocks = Blocks(tile.rows, tile.columns, tile.inner, tile.stages, precision(rows.dtype))
+    project[(triton.cdiv(count, tile.rows), triton.cdiv(outputs, tile.columns))](
+        rows, linear.weight, linear.bias, out, count, inner, IN=inner, OUT=outputs, blocks=blocks,
+        num_warps=tile.warps, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
+
+
+def _forward(spec: CellSpec, call: Call, params: Parameters, side: InputSide, memories: Tensor) -> None:
+    tile = tiles.choose(spec, call.x.dtype, _target(), call.batch_size, _processors())
+    plan = _plan(spec, tile, precision(call.x.dtype))
+    programs = triton.cdiv(call.batch_size, tile.rows // plan.padded)
+
+    def scratch(dtype: torch.dtype, *width: int) -> Tensor:
+        return call.x.new_empty((programs * tile.rows, *width), dtype=dtype)
+
+    kind, wide = call.x.dtype, torch.float32
+    forward[(programs,)](
+        memories, call.memory.contiguous(), side.rows, side.gates,
+        _contiguous(call.lengths), _bytes(call.resets), _contiguous(call.reset_memory), _contiguous(call.dropout_mask),
+        *_pair(params.qkv), *_pair(params.qkv_norm), *_pair(params.heads), *_pair(params.attention_norm),
+        *_pair(params.mlp), *_pair(params.mlp_norm), *_pair(params.memory_gate),
+        scratch(wide, plan.D) if plan.inputs_in_tile else None,
+        scratch(kind, plan.F), scratch(wide), scratch(wide, plan.D), scratch(kind, 2, plan.D),
+        scratch(wide, plan.D), scratch(wide, plan.G) if plan.G else None,
+        call.batch_size, call.steps, spec.num_blocks, spec.attention_mlp_layers,
+        plan.D, plan.F, plan.G, spec.num_heads, spec.key_width, spec.head_size,
+        spec.input_bias, spec.forget_bias,
+        plan=plan, num_warps=tile.warps, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def _plan(spec: CellSpec, tile: tiles.Tile, precision: str) -> Plan:
+    return Plan(
+        N=spec.mem_slots,
+        n=spec.rows,
+        D=spec.mem_size,
+        K=spec.key_width,
+        V=spec.head_size,
+        heads=spec.num_heads,
+        G=2 * spec.gate_size,
+        layers=spec.attention_mlp_layers,
+        residual=spec.has_attention_residual,
+        ends_in_relu=spec.mlp_ends_in_relu,
+        inputs_in_tile=tiles.input_rows_in_tile(spec),
+        padded=tiles.padded_rows(spec),
+        blocks=Blocks(tile.rows, tile.columns, tile.inner, tile.stages, precision),
+        key_columns=tile.head_columns(spec.key_width),
+        value_columns=tile.head_columns(spec.head_size),
+    )
+
+
+def _pair(linear: Linear | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if linear is None else (linear.weight, linear.bias)
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _bytes(flags: Tensor | None) -> Tensor | None:
+    return None if flags is None else flags.contiguous().view(torch.uint8)
+
+
+def _device(x: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current stream of the current device, which need not be that of the tensors."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

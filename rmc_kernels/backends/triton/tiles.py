@@ -1,0 +1,146 @@
+"""How a program is cut: one table keyed by width, dtype and target, each entry with its reason.
+
+Batch size and sequence length are in no key and compile nothing anew; the batch size only picks among the entries of a
+key, so that a small batch is spread over more programs. `make matrix` compiles every entry for every target. No entry
+has been timed: no GPU has run them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from rmc_kernels.spec import CellSpec
+
+#: Bytes of shared memory that one program may use.
+SHARED_MEMORY = {
+    "sm_80": 166912,
+    "sm_86": 101376,
+    "sm_89": 101376,
+    "sm_90": 232448,
+    "sm_100": 232448,
+    "sm_120": 101376,
+    "gfx942": 65536,
+}
+#: Fewest rows of a product: the smallest that the hardware multiplies.
+LEAST_ROWS = 16
+#: Most attended rows of one batch element: they share a tile.
+MOST_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One way to cut the work of a program.
+
+    Attributes:
+        rows: of the tile; at least the padded rows of one batch element.
+        columns: of a product computed at a time.
+        inner: of a product's inner dimension at a time; the whole of it keeps the left side in registers.
+        head: most columns of a head at a time.
+        warps, stages: Triton's options.
+    """
+
+    rows: int
+    columns: int
+    inner: int
+    head: int
+    warps: int
+    stages: int
+
+    def head_columns(self, size: int) -> int:
+        """Columns at a time of a head's part of `size` columns; a product takes no fewer than 16."""
+        return max(LEAST_ROWS, min(self.head, _power_of_two(size)))
+
+    def fitted(self, width: int) -> Tile:
+        """The same for rows of `width`, without columns that a narrow cell would only pad."""
+        most = max(LEAST_ROWS, _power_of_two(width))
+        return replace(self, columns=min(self.columns, most), inner=min(self.inner, most))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table.
+
+    Attributes:
+        width: widest D that it is for.
+        wide: whether it is for float32; otherwise for the half types.
+        tile: the tile.
+        reason: why this one. "registers" and "spills" are those of the compiler, 8 slots, 4 heads, sm_80.
+        spills: targets for which it spills registers; there it is only for cells that no other entry has rows for.
+        targets: for which it is.
+    """
+
+    width: int
+    wide: bool
+    tile: Tile
+    reason: str
+    spills: tuple[str, ...] = ()
+    targets: tuple[str, ...] = tuple(SHARED_MEMORY)
+
+
+_ANY = 1 << 30
+_AMD = ("gfx942",)
+_ALL = tuple(SHARED_MEMORY)
+#: Narrow entries first; among those of one width, small tiles first.
+TABLE = (
+    Entry(64, False, Tile(16, 64, 64, 64, 4, 2), "left side resident, fewest rows: 224 registers"),
+    Entry(64, False, Tile(32, 64, 64, 64, 8, 2), "twice the rows at twice the warps; at 4 warps 16 spills", _AMD),
+    Entry(64, False, Tile(64, 32, 64, 64, 8, 2), "241 registers; at 64 columns 19 spills, at 16 warps 36", _AMD),
+    Entry(128, False, Tile(16, 64, 128, 64, 4, 2), "left side resident, fewest rows: 224 registers"),
+    Entry(128, False, Tile(32, 64, 128, 64, 8, 2), "210 registers; at 4 warps 15 spills", _AMD),
+    Entry(128, False, Tile(64, 32, 64, 64, 8, 2), "inner dimension in blocks; 64 resident rows: 31 spills", _AMD),
+    Entry(256, False, Tile(16, 32, 256, 64, 4, 2), "left side resident: 232 registers"),
+    Entry(256, False, Tile(32, 32, 256, 64, 8, 2), "234 registers; at 4 warps 52 spills", _AMD),
+    Entry(256, False, Tile(64, 32, 64, 64, 8, 2), "inner dimension in blocks, 12 spills; resident: 46", _ALL),
+    Entry(_ANY, False, Tile(16, 64, 64, 64, 4, 3), "inner dimension in blocks: a resident row is too wide"),
+    Entry(_ANY, False, Tile(32, 64, 64, 64, 8, 3), "likewise, 254 registers", _AMD),
+    Entry(_ANY, False, Tile(64, 32, 64, 64, 8, 2), "likewise, 12 spills", _ALL),
+    Entry(_ANY, True, Tile(16, 32, 32, 32, 4, 2), "products without tensor cores unroll the inner block: small ones"),
+    Entry(_ANY, True, Tile(32, 32, 32, 32, 4, 2), "255 registers; at 8 warps 20 spills"),
+    Entry(_ANY, True, Tile(64, 32, 32, 32, 8, 2), "85 spills (sm_80, triton 3.9.0): nothing better was found", _ALL),
+)
+#: Of the projections of the input side, which have no recurrence: ordinary products.
+PROJECTION = Tile(rows=64, columns=64, inner=32, head=0, warps=4, stages=3)
+
+
+def choose(spec: CellSpec, dtype: torch.dtype, target: str, batch_size: int, processors: int) -> Tile:
+    """The tile of a call: of its key's entries, the one of most rows that still gives each processor a program.
+
+    Args:
+        spec: the cell.
+        dtype: of x.
+        target: a key of `SHARED_MEMORY`; another one takes the entries of "sm_80".
+        batch_size: batch elements.
+        processors: of the device.
+    """
+    target = target if target in SHARED_MEMORY else "sm_80"
+    wide = dtype is torch.float32
+    padded = padded_rows(spec)
+    fitting = [e for e in TABLE if e.width >= spec.mem_size and e.wide == wide and target in e.targets]
+    entries = [e for e in fitting if e.width == fitting[0].width and e.tile.rows >= padded]
+    tiles = [e.tile for e in entries if target not in e.spills] or [entries[0].tile]
+    busy = [tile for tile in tiles if -(-batch_size // (tile.rows // padded)) >= processors]
+    return (busy[-1] if busy else tiles[0]).fitted(spec.mem_size)
+
+
+def padded_rows(spec: CellSpec) -> int:
+    """Rows of one batch element in a tile: the attended ones, padded to a power of two."""
+    return _power_of_two(live_rows(spec))
+
+
+def live_rows(spec: CellSpec) -> int:
+    """Rows of one batch element in a tile."""
+    return spec.total_rows if input_rows_in_tile(spec) else spec.mem_slots
+
+
+def input_rows_in_tile(spec: CellSpec) -> bool:
+    """Whether input rows are rows of the tile: where there are several, or where what becomes of them counts.
+
+    One input row whose own attention output is unused counts by its key and value alone, which are known beforehand.
+    """
+    return spec.input_rows_live or spec.rows > 1
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,140 @@
+"""The Triton kernels compiled, without a GPU: tiles of the table for their targets, and PTX run by a simulator."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None or torch.cuda.is_available():
+    pytest.skip("for a process without a GPU that does not interpret", allow_module_level=True)
+
+from rmc_kernels import CellSpec, backends
+from rmc_kernels.backends.reference import unroll
+from rmc_kernels.backends.triton import tiles
+from rmc_kernels.backends.triton.tiles import TABLE, Tile
+from rmc_kernels.verify import criterion
+from tests.cases import SPECS, draw
+from tests.compile_matrix import compile_entry
+from tests.offline import Launch, offline
+
+TRITON = backends.BACKENDS["triton"]
+#: The PTX simulator, beside the project.
+SIMULATOR = Path(os.environ.get("RMC_SHARED", Path(__file__).parents[2] / "shared")) / "tools" / "ptxsim"
+
+
+def test_without_a_device_the_reason_is_given() -> None:
+    assert "Triton has no device" in str(TRITON.unavailable())
+
+
+def test_without_triton_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmc_kernels.backends.triton.backend.find_spec", lambda name: None)
+    assert TRITON.unavailable() == "triton is not installed"
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_width_dtype_and_target_has_tiles_in_order() -> None:
+    for target in tiles.SHARED_MEMORY:
+        for wide in (False, True):
+            entries = [entry for entry in TABLE if entry.wide == wide and target in entry.targets]
+            assert entries == sorted(entries, key=lambda entry: (entry.width, entry.tile.rows))
+            for width in {entry.width for entry in entries}:
+                rows = [entry.tile.rows for entry in entries if entry.width == width]
+                assert (min(rows), max(rows)) == (tiles.LEAST_ROWS, tiles.MOST_ROWS)
+    assert all(entry.reason for entry in TABLE)
+
+
+@pytest.mark.parametrize(
+    "slots, batch, rows",
+    [(8, 1, 16), (8, 264, 16), (8, 132 * 4, 32), (8, 132 * 8, 64), (8, 10**6, 64), (33, 1, 64), (3, 132 * 4, 16)],
+)
+def test_a_small_batch_is_spread_over_the_processors(slots: int, batch: int, rows: int) -> None:
+    spec = CellSpec.sonnet(5, slots, 16, 4)
+    assert tiles.choose(spec, torch.bfloat16, "sm_90", batch, 132).rows == rows
+
+
+def test_a_tile_is_not_wider_than_the_cell() -> None:
+    assert Tile(16, 64, 128, 64, 4, 2).fitted(40) == Tile(16, 64, 64, 64, 4, 2)
+    assert Tile(16, 64, 128, 64, 4, 2).fitted(3) == Tile(16, 16, 16, 64, 4, 2)
+
+
+@pytest.mark.parametrize(
+    "number, target, name",
+    [(1, "sm_80", None), (9, "sm_90", None), (12, "sm_86", None), (0, "gfx942", "textbook"), (0, "sm_120", "blocks")],
+)
+def test_entries_compile_without_spills(number: int, target: str, name: str | None) -> None:
+    """A sample; `make matrix` compiles all."""
+    found = compile_entry(TABLE[number], target, None if name is None else SPECS[name])
+    assert found["spill_stores"] == found["spill_loads"] == 0
+    assert found["shared"] <= tiles.SHARED_MEMORY[target]
+
+
+# -- launches ----------------------------------------------------------------------------------------------------------
+
+
+class _Operators(TorchDispatchMode):
+    """Records the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_one_compilation_serves_every_batch_and_length_without_waiting_for_the_device() -> None:
+    found = []
+    for batch, steps in ((1, 1), (2, 16), (17, 3)):
+        case = draw(SPECS["sonnet"], ("lengths", "resets"), batch=batch, steps=steps, dtype=torch.float32)
+        with offline("sm_80") as launches, _Operators() as operators:
+            TRITON.forward(case.spec, case.call(), False)
+        found.append((launches[-1].name, launches[-1].metadata.hash, len(launches)))
+        assert not re.search("_local_scalar_dense|nonzero|equal|item", " ".join(operators.names))
+    assert len(set(found)) == 1
+    assert found[0][0] == "forward"
+    assert found[0][2] == 4
+
+
+# -- compiled code, run ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not SIMULATOR.exists(), reason=f"no simulator in {SIMULATOR}")
+@pytest.mark.parametrize(
+    "name, dtype, schedule",
+    [("sonnet", "float32", "warp"), ("matrix-blocks", "bfloat16", "lockstep"), ("textbook", "bfloat16", "warp")],
+)
+def test_compiled_code_is_right_and_free_of_races(
+    name: str, dtype: str, schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SIMULATOR))
+    import ptxsim
+
+    races = []
+
+    def run(launch: Launch) -> None:
+        simulation = ptxsim.run_ptx(
+            None, launch.grid, list(launch.arguments), launch.metadata.num_warps, launch.metadata.shared,
+            schedule, 0, True, mod=ptxsim.Module(launch.file("ptx").read_text()),
+        )  # fmt: skip
+        races.extend(simulation.races)
+
+    options = ("lengths", "resets")
+    case = draw(SPECS[name], options, batch=17, steps=3, dtype=getattr(torch, dtype))
+    with offline("sm_80", run):
+        memories = TRITON.forward(case.spec, case.call(), False)[0]
+    assert not races
+    exact, eager = unroll(case.spec, case.to(torch.float64).call())[0], unroll(case.spec, case.call())[0]
+    found = criterion(memories, eager, exact)
+    assert found.ok, str(found)
+    sys.modules.pop("ptxsim")

@@ -1,0 +1,195 @@
+"""The Triton backend in the strict interpreter: parity of every cell, option and dtype, and what a launch promises."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rmc_kernels import CellSpec, backends, explain, relational_memory
+from rmc_kernels.backends.reference import unroll
+from rmc_kernels.verify import criterion
+from tests.cases import SPECS, Case, draw
+
+if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
+    pytest.skip("runs under TRITON_INTERPRET=1, which `make test` sets", allow_module_level=True)
+
+from rmc_kernels.backends.triton import device, launch, tiles
+from tests.strict import strict
+
+TRITON = backends.BACKENDS["triton"]
+SERVED = [name for name, spec in SPECS.items() if spec.variant != "l0sg"]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Cells whose sizes need several blocks of every loop at the tiles of small cells.
+WIDE = {
+    "wide-heads": CellSpec.sonnet(9, 2, 70, 1),
+    "wide-keys": CellSpec.sonnet(3, 3, 12, 2, key_size=75),
+    "five-mlp-layers": replace(SPECS["sonnet"], attention_mlp_layers=5),
+    "held": replace(SPECS["sonnet"], forget_bias=math.inf, input_bias=-math.inf),
+}
+
+
+def run(case: Case) -> Tensor:
+    return TRITON.forward(case.spec, case.call(), False)[0]
+
+
+@pytest.fixture
+def strict_interpreter() -> None:
+    """Tests that ask for it bring their own: nested ones would see each other."""
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("options", [(), ("lengths", "resets")], ids=["plain", "lengths-resets"])
+@pytest.mark.parametrize("name", [*SERVED, *WIDE])
+def test_parity(name: str, options: tuple[str, ...], dtype: torch.dtype) -> None:
+    """48 steps of batch elements at least: as many errors as `rmc verify` pools."""
+    case = draw((SPECS | WIDE)[name], options, batch=17, steps=3, dtype=dtype)
+    if not case.spec.input_rows_live and "dropout_mask" not in case.options and options:
+        case.options["dropout_mask"] = _mask(case)
+    with strict(seed=len(name)) as report:
+        memories = run(case)
+    assert not report.hazards
+    exact, eager = unroll(case.spec, case.to(torch.float64).call())[0], unroll(case.spec, case.call())[0]
+    found = criterion(memories, eager, exact)
+    assert found.ok, str(found)
+
+
+def _mask(case: Case) -> Tensor:
+    batch, steps = case.x.shape[:2]
+    shape = (batch, steps, case.spec.num_heads, case.spec.mem_slots, case.spec.total_rows)
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.8).to(case.x.dtype) / 0.8
+
+
+def test_the_memory_is_held_bit_for_bit() -> None:
+    case = draw(WIDE["held"], dtype=torch.float32, steps=2)
+    with strict():
+        assert torch.equal(run(case), case.memory[:, None].expand(-1, 2, -1, -1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["sonnet", "matrix-blocks", "textbook", "r2gen"])
+def test_what_is_not_finite_stays_in_its_batch_element(name: str, value: float) -> None:
+    case = draw(SPECS[name], batch=5, steps=3, dtype=torch.float32)
+    with strict():
+        clean = run(case)
+        case.memory[1, 0, 0] = value
+        memories = run(case)
+    others = [0, 2, 3, 4]
+    assert torch.equal(memories[others], clean[others])
+    expected = unroll(case.spec, case.call())[0]
+    assert torch.equal(memories[1].isfinite(), expected[1].isfinite())
+
+
+@pytest.mark.parametrize("name", ["sonnet", "blocks", "textbook"])
+def test_one_launch_takes_all_steps(name: str) -> None:
+    found = []
+    for steps in (1, 7):
+        with strict() as report:
+            run(draw(SPECS[name], steps=steps, dtype=torch.float32))
+        found.append(report.launches)
+    assert found[0] == found[1]
+    assert found[0].count("forward") == 1
+    assert len(found[0]) <= 4, "the input's projection, keys and values, and gate terms, each of all steps"
+
+
+@pytest.fixture
+def _tf32_as_it_was() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("_tf32_as_it_was")
+def test_tf32_is_used_where_torch_says_so() -> None:
+    case = draw(SPECS["sonnet"], batch=9, dtype=torch.float32)
+    exact = unroll(case.spec, case.to(torch.float64).call())[0]
+    errors = []
+    for allowed in (False, True):
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        with strict():
+            errors.append(float((run(case) - exact).abs().max()))
+    assert errors[0] < 1e-6
+    assert 1e-5 < errors[1] < 1e-2
+    assert launch.precision(torch.bfloat16) == "ieee"
+
+
+# -- barriers ----------------------------------------------------------------------------------------------------------
+
+
+def _barriers() -> list[str]:
+    """The line of every barrier in the source of the device functions."""
+    folder = Path(device.__file__).parent
+    return [
+        f"{path.name}:{number}"
+        for path in sorted(folder.glob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if re.match(r"\s*tl\.debug_barrier\(\)", line)
+    ]
+
+
+@pytest.mark.parametrize("line", _barriers())
+def test_every_barrier_is_missed(line: str) -> None:
+    deep = replace(SPECS["blocks"], attention_mlp_layers=4)
+    for spec in (deep, SPECS["textbook"]):
+        with strict(without_barrier=line) as report:
+            run(draw(spec, batch=2, steps=2, dtype=torch.float32))
+        if report.barriers[line]:
+            break
+    assert report.barriers[line], "no case reaches this barrier"
+    assert any(hazard.kind == "read after write" for hazard in report.hazards), report.hazards
+
+
+# -- the protocol ------------------------------------------------------------------------------------------------------
+
+
+def test_auto_leaves_the_interpreter_alone() -> None:
+    found = explain(SPECS["sonnet"], torch.zeros(1))
+    assert found.backend != "triton"
+    assert "only interprets" in found.reasons["triton"]
+
+
+@pytest.mark.parametrize(
+    "spec, dtype, reason",
+    [
+        (SPECS["l0sg"], torch.float32, "jointly"),
+        (CellSpec.sonnet(3, tiles.MOST_ROWS + 1, 4), torch.float32, "attended rows"),
+        (SPECS["sonnet"], torch.float64, "float32, bfloat16 and float16 only"),
+    ],
+)
+def test_what_is_refused(spec: CellSpec, dtype: torch.dtype, reason: str) -> None:
+    assert reason in str(TRITON.refuses(spec, dtype, torch.device("cpu")))
+
+
+def test_gradients_are_those_of_the_reference() -> None:
+    case = draw(SPECS["sonnet"], ("resets",), dtype=torch.float32, requires_grad=True)
+    leaves = list(case.leaves().values())
+    found: list[Any] = []
+    for backend in ("triton", "reference"):
+        with strict():
+            memories = relational_memory(**case.arguments(), backend=backend)[0]
+        found.append(torch.autograd.grad(memories.sum(), leaves))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+@pytest.mark.parametrize("change", [_strided, lambda t: t[..., None].expand(*t.shape, 2)[..., 0]])
+def test_any_strides(change: Callable[[Tensor], Tensor]) -> None:
+    case = draw(SPECS["r2gen"], ("lengths", "resets"), dtype=torch.float32)
+    with strict():
+        expected = run(case)
+        options = {name: change(value) if value.dim() > 1 else value for name, value in case.options.items()}
+        params = {name: change(value) for name, value in case.params.items()}
+        assert torch.equal(run(Case(case.spec, change(case.x), change(case.memory), params, options)), expected)
