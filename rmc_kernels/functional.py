@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rmc_kernels import backends, errors
 from rmc_kernels.autograd import RelationalMemoryFunction, run_forward
@@ -113,8 +113,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def attention_dropout(x: Tensor, spec: CellSpec, probability: float) -> Tensor:
     """A freshly drawn `dropout_mask` [B, T, H, N, S] for x [B, T, ...], in the dtype it computes in."""
     shape = (*x.shape[:2], spec.num_heads, spec.mem_slots, spec.total_rows)
-    keep = 1 - probability
-    return x.new_empty(shape, dtype=compute_dtype(x)).bernoulli_(keep) / keep
+    return nn.functional.dropout(x.new_ones(shape, dtype=compute_dtype(x)), probability)
 
 
 def _autocasts(x: Tensor) -> bool:
@@ -162,7 +161,7 @@ def prepare(
             )
         mask_shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)
         _check_tensor("dropout_mask", mask, mask_shape, x.dtype, x.device)
-    lengths = _lengths(options.lengths, batch, steps, x)
+    lengths = checked_lengths(options.lengths, batch, steps, x)
     return Call(x, memory, values, lengths, resets, reset_memory, mask), context
 
 
@@ -217,7 +216,7 @@ def _memory(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> Tens
     return value
 
 
-def _lengths(lengths: Tensor | None, batch: int, steps: int, x: Tensor) -> Tensor | None:
+def checked_lengths(lengths: Tensor | None, batch: int, steps: int, x: Tensor) -> Tensor | None:
     """`lengths` as int64 on x's device; values are looked at only where that costs no synchronisation or trace."""
     if lengths is None:
         return None
