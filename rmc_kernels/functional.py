@@ -40,7 +40,7 @@ def relational_memory(
         memory: [B, N, D], the memory before the first step, in x's dtype; for half types float32 (a half memory is
             widened).
         params: name -> tensor for every name in `spec.parameter_shapes`, of that shape (Linear weights are
-            [out, in]) and of x's dtype.
+            [out, in]) and of x's dtype; l0sg's 0-d biases may be of another.
         spec: the cell.
         lengths: [B] int32 or int64, 0 <= length <= T, or None for T everywhere. From step `lengths[b]` on, element b's
             memory is frozen. Values are checked for CPU tensors and clamped on other devices.
@@ -133,6 +133,8 @@ def prepare(
         x = x.to(dtype)
         values = tuple(value.to(dtype) for value in values)
         context = torch.autocast(x.device.type, enabled=False)
+    if spec.trains_gate_biases:  # 0-d, last: FSDP2 leaves them in float32 where it casts the others
+        values = (*values[:-2], *(value.to(x.dtype) for value in values[-2:]))
     for name, value in zip(spec.parameter_names, values, strict=True):
         if value.dtype != x.dtype or value.device != x.device:
             raise TypeError(

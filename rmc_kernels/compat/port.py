@@ -45,12 +45,16 @@ class Port(nn.Module):
         """The identity memory [B, N, D] on the parameters' device; float32 for half types."""
         if not torch.compiler.is_compiling():  # there it is symbolic
             errors.positive_int("batch_size", batch_size, minimum=0)
-        like = next(self.parameters())
+        like = self._like()
         return initial.memory("identity", self.spec, batch_size, like.device, memory_dtype(like.dtype))
+
+    def _like(self) -> Tensor:
+        """A parameter of the dtype in which inputs come; l0sg's 0-d ones may stay in another (FSDP2)."""
+        return next(value for value in self.parameters() if value.dim())
 
     def _rows(self, name: str, value: Tensor, axes: int) -> Tensor:
         """An input [B, T, I] (2 axes) or [B, I] (1), checked; like the originals, flattened behind these axes."""
-        features, like = self.spec.input_size, next(self.parameters())
+        features, like = self.spec.input_size, self._like()
         takes = f"[B, T, {features}]" if axes == 2 else f"[B, {features}]"
         if not errors.is_tensor(name, value, f"a tensor {takes}").is_floating_point():
             raise TypeError(f"{name} takes a floating-point tensor, got {errors.describe(value)}")
