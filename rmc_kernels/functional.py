@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rmc_kernels import backends, errors
 from rmc_kernels.autograd import RelationalMemoryFunction, run_forward
@@ -40,7 +40,7 @@ def relational_memory(
         memory: [B, N, D], the memory before the first step, in x's dtype; for half types float32 (a half memory is
             widened).
         params: name -> tensor for every name in `spec.parameter_shapes`, of that shape (Linear weights are
-            [out, in]) and of x's dtype.
+            [out, in]) and of x's dtype; l0sg's 0-d biases may be of another.
         spec: the cell.
         lengths: [B] int32 or int64, 0 <= length <= T, or None for T everywhere. From step `lengths[b]` on, element b's
             memory is frozen. Values are checked for CPU tensors and clamped on other devices.
@@ -113,8 +113,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def attention_dropout(x: Tensor, spec: CellSpec, probability: float) -> Tensor:
     """A freshly drawn `dropout_mask` [B, T, H, N, S] for x [B, T, ...], in the dtype it computes in."""
     shape = (*x.shape[:2], spec.num_heads, spec.mem_slots, spec.total_rows)
-    keep = 1 - probability
-    return x.new_empty(shape, dtype=compute_dtype(x)).bernoulli_(keep) / keep
+    return nn.functional.dropout(x.new_ones(shape, dtype=compute_dtype(x)), probability)
 
 
 def _autocasts(x: Tensor) -> bool:
@@ -134,6 +133,8 @@ def prepare(
         x = x.to(dtype)
         values = tuple(value.to(dtype) for value in values)
         context = torch.autocast(x.device.type, enabled=False)
+    if spec.trains_gate_biases:  # 0-d, last: FSDP2 leaves them in float32 where it casts the others
+        values = (*values[:-2], *(value.to(x.dtype) for value in values[-2:]))
     for name, value in zip(spec.parameter_names, values, strict=True):
         if value.dtype != x.dtype or value.device != x.device:
             raise TypeError(
@@ -162,7 +163,7 @@ def prepare(
             )
         mask_shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)
         _check_tensor("dropout_mask", mask, mask_shape, x.dtype, x.device)
-    lengths = _lengths(options.lengths, batch, steps, x)
+    lengths = checked_lengths(options.lengths, batch, steps, x)
     return Call(x, memory, values, lengths, resets, reset_memory, mask), context
 
 
@@ -217,7 +218,7 @@ def _memory(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> Tens
     return value
 
 
-def _lengths(lengths: Tensor | None, batch: int, steps: int, x: Tensor) -> Tensor | None:
+def checked_lengths(lengths: Tensor | None, batch: int, steps: int, x: Tensor) -> Tensor | None:
     """`lengths` as int64 on x's device; values are looked at only where that costs no synchronisation or trace."""
     if lengths is None:
         return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from rmc_kernels import backends, errors, initial
 from rmc_kernels.functional import (
@@ -119,16 +120,16 @@ class MemoryModule(nn.Module):
             raise TypeError(f"dtype takes a floating-point torch.dtype or None, got {errors.describe(dtype)}")
         self.spec, self.backend, self.recompute = spec, backend, recompute
         self.initial_memory_mode = initial_memory
-        self._leaves: list[tuple[nn.Module, str]] = []
+        self._owners: dict[tuple[str, ...], dict[str, str]] = {}  # path of a module -> leaf -> name of the parameter
         for name, shape in spec.parameter_shapes.items():
             *path, leaf = name.split(".")
+            self._owners.setdefault(tuple(path), {})[leaf] = name
             owner: nn.Module = self
             for part in path:
                 if part not in owner._modules:
                     owner.add_module(part, _Weights())
                 owner = owner.get_submodule(part)
             owner.register_parameter(leaf, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-            self._leaves.append((owner, leaf))
         shape = (spec.mem_slots, spec.mem_size)
         learned = torch.empty(shape, device=device, dtype=dtype) if initial_memory == "learned" else None
         self.learned_memory = None if learned is None else nn.Parameter(learned)
@@ -154,8 +155,8 @@ class MemoryModule(nn.Module):
 
     def _initial_memory(self, batch_size: int) -> Tensor:
         """As `initial_memory`; under compile the batch size is symbolic."""
-        owner, leaf = self._leaves[0]
-        like: Tensor = getattr(owner, leaf)
+        path, leaves = next(iter(self._owners.items()))
+        like: Tensor = getattr(self._owner(path), next(iter(leaves)))
         dtype = memory_dtype(like.dtype)
         if self.learned_memory is not None:
             return self.learned_memory.to(dtype).expand(batch_size, -1, -1)
@@ -193,15 +194,22 @@ class MemoryModule(nn.Module):
         return ", ".join([*shown, f"initial_memory={self.initial_memory_mode!r}", f"backend={self.backend!r}"])
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
-        if torch.compiler.is_compiling():
-            values = [getattr(owner, leaf) for owner, leaf in self._leaves]
-        else:  # nn.Module.__getattr__ takes 1 us a parameter; a parametrized one is no entry of the dictionary
-            found = [owner._parameters.get(leaf) for owner, leaf in self._leaves]
-            values = [
-                getattr(owner, leaf) if value is None else value
-                for value, (owner, leaf) in zip(found, self._leaves, strict=True)
-            ]
-        return dict(zip(self.spec.parameter_names, values, strict=True))
+        """The parameters by the spec's names, looked up at every call: a module below may be replaced or tied."""
+        found: dict[str, Tensor] = {}
+        compiling = torch.compiler.is_compiling()
+        for path, leaves in self._owners.items():
+            owner = self._owner(path)
+            held = {} if compiling else owner._parameters
+            for leaf, name in leaves.items():
+                value = held.get(leaf)  # nn.Module.__getattr__ takes 1 us
+                found[name] = weight(owner, leaf) if value is None else value
+        return found
+
+    def _owner(self, path: tuple[str, ...]) -> nn.Module:
+        node: Any = self
+        for part in path:
+            node = node._modules[part]
+        return node  # type: ignore[no-any-return]
 
     def _leading_axes(self, x: Tensor, axes: str) -> int:
         """How many axes stand before one step's input: all of `axes`, or one fewer where x is unbatched."""
@@ -242,6 +250,18 @@ class MemoryModule(nn.Module):
             past = torch.arange(steps, device=x.device) >= lengths.to(x.device, non_blocking=True)[:, None]
             output = output.masked_fill(past[..., None], 0)
         return output, final, weights
+
+
+def weight(owner: nn.Module, leaf: str) -> Tensor:
+    """A weight of a module whose own forward is never called.
+
+    Pruning and the older norms of torch.nn.utils recompute it in a hook before that forward, so their hooks run here.
+    """
+    if leaf not in owner._parameters and not is_parametrized(owner, leaf):
+        for hook in owner._forward_pre_hooks.values():
+            hook(owner, ())
+    value: Tensor = getattr(owner, leaf)
+    return value
 
 
 def _refuse(cls: type, unknown: dict[str, Any]) -> None:

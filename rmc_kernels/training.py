@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rmc_kernels import errors
+from rmc_kernels.functional import checked_lengths
 from rmc_kernels.layers import RelationalMemory
 
 
@@ -50,7 +51,7 @@ def truncated(
         x: batched, as the layer takes it.
         memory: [B, N, D] before the first step, with gradient in the first chunk; None for the initial memory.
         chunk_steps: steps of a chunk; the last may be shorter.
-        lengths: [B], as the layer takes them, or None; values above T count as T.
+        lengths: [B], as the layer takes them, or None.
         resets: bool, laid out as the leading axes of x, or None.
 
     Raises:
@@ -81,7 +82,7 @@ def checkpointed(
         x: batched, as the layer takes it.
         memory: [B, N, D] before the first step, or None for the initial memory.
         chunk_steps: steps of a chunk; about the square root of T keeps the least.
-        lengths: [B], as the layer takes them, or None; values above T count as T.
+        lengths: [B], as the layer takes them, or None.
         resets: bool, laid out as the leading axes of x, or None.
 
     Returns:
@@ -120,6 +121,7 @@ def _parts(
     if resets is not None and errors.is_tensor("resets", resets, "a bool tensor").shape != x.shape[:2]:
         raise ValueError(f"resets takes shape {tuple(x.shape[:2])}, got {tuple(resets.shape)}")
     time = 1 if layer.batch_first else 0
+    lengths = checked_lengths(lengths, x.shape[1 - time], x.shape[time], x)
     for start in range(0, x.shape[time], chunk_steps):
         span = slice(start, min(start + chunk_steps, x.shape[time]))
         yield (

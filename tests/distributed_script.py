@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -101,17 +101,20 @@ def compare(variant: str, backend: str, folder: Path) -> dict[str, float]:
     found = {"DDP, gradients": difference({name[7:]: value for name, value in gradients.items()}, expected)}
     found["DDP, after 3 updates"] = difference({n: v.detach() for n, v in ddp.module.named_parameters()}, final)
 
-    def sharded() -> nn.Module:
+    def sharded(dtype: torch.dtype | None = None) -> nn.Module:
         model = Model(variant, backend)
-        scalars = replicate_scalars(model)
-        fully_shard(model.core, mesh=mesh, ignored_params=scalars)
-        fully_shard(model, mesh=mesh, ignored_params=scalars)
+        scalars, policy = replicate_scalars(model), MixedPrecisionPolicy(dtype, torch.float32)
+        for module in (model.core, model):
+            fully_shard(module, mesh=mesh, ignored_params=scalars, mp_policy=policy)
         return model
 
     model = sharded()
     optimizer = adam(model)
     found["FSDP2, gradients"] = difference(train(model, half, 3, optimizer), expected)
     found["FSDP2, after 3 updates"] = difference({n: whole(v.detach()) for n, v in model.named_parameters()}, final)
+
+    mixed = sharded(torch.bfloat16)
+    found["FSDP2 in bfloat16, gradients"] = difference(train(mixed, half, 1, adam(mixed)), expected)
 
     weights, moments = get_state_dict(model, optimizer)
     state_dict_saver.save({"model": weights, "optimizer": moments}, checkpoint_id=folder)

@@ -168,6 +168,11 @@ def test_r2gen_dropout_is_attention_dropout_in_training() -> None:
     assert torch.equal(start["attn.linears.0.weight"], start["attn.linears.3.weight"])  # as the original's
     x, memory = torch.randn(4, 6, 8), model.init_memory(4)
     assert not torch.equal(model(x, memory), model(x, memory))
+    model.attn.dropout.p = 1.0
+    shut = model(x, memory)
+    for linear in model.attn.linears[:3]:  # without attention only its last bias is left
+        nn.init.normal_(linear.get_parameter("weight"))
+    assert torch.equal(model(x, memory), shut)
     model.attn.dropout.p = 0.0
     plain = model(x, memory)
     assert torch.equal(plain, model.eval()(x, memory))
@@ -207,6 +212,43 @@ def test_one_seed_draws_the_originals_weights() -> None:
         assert torch.equal(ours[f"{name}.weight"], nn.Linear(8, out).weight), name
 
 
+@EVERY_BACKEND
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch", [2, 32])  # 6 rows of memory and 96: the cpu backend has kernels for each
+def test_in_the_types_users_run(batch: int, dtype: torch.dtype, backend: str) -> None:
+    """The vectors are in float64; in these types a drop-in is the layer with its weights, which `rmc verify` holds."""
+    torch.manual_seed(0)
+    x, memory = torch.randn(batch, 4, 8, dtype=dtype), torch.randn(batch, 3, 8)
+    port, rows = l0sg.RelationalMemory(3, 4, 8, 2, return_all_outputs=True, backend=backend).to(dtype), 4 * batch
+    same = RelationalMemory.from_spec(port.spec, backend=backend, dtype=dtype)
+    l0sg.load_variables(same, port.state_dict())
+    expected, final = same(x, memory)
+    output, carried = port(x, memory)
+    assert torch.equal(output, expected.transpose(0, 1).reshape(rows, 24))
+    assert torch.equal(carried, final)
+    reports = r2gen.RelationalMemory(3, 8, 2, backend=backend).to(dtype).eval()
+    same = RelationalMemory.from_spec(reports.spec, backend=backend, dtype=dtype).eval()
+    r2gen.load_variables(same, reports.state_dict())
+    assert torch.equal(reports(x, memory), same(x, memory)[0])
+    with torch.inference_mode():
+        assert torch.equal(port(x, memory)[0], output)
+
+
+@pytest.mark.parametrize("name", ["qkv_projector", "attention_mlp.0"])
+def test_spectral_norm_on_a_linear_counts(name: str) -> None:
+    """The older one, which GAN code puts on every Linear; its hook waits for a forward that is never called."""
+    model = textgan.RelationalMemory(**SIZES)
+    x, memory = torch.randn(2, 4, 5), model.initial_state(2)
+    nn.utils.spectral_norm(model.get_submodule(name))
+    with torch.no_grad():
+        model.get_parameter(f"{name}.weight_orig").mul_(3)
+    model(x, memory)[0].sum().backward()
+    assert torch.linalg.matrix_norm(model.get_submodule(name).weight, 2) < 1.5
+    gradient = model.get_parameter(f"{name}.weight_orig").grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_narrower_memory_is_widened(dtype: torch.dtype) -> None:
     for model in (l0sg.RelationalMemory(**SIZES), textgan.RelationalMemory(**SIZES)):
@@ -237,6 +279,16 @@ def test_copies_and_pickles(copied: Any) -> None:
         (lambda m: m(torch.zeros(2, 0, 5), m.initial_state(2)), "inputs takes at least one step"),
         (lambda m: m(torch.zeros(2, 4, 5), torch.zeros(2, 3, 7)), r"memory takes shape \(2, 3, 8\), got \(2, 3, 7\)"),
         (lambda m: m(torch.zeros(2, 4, 5), None), "memory takes a tensor, got None"),
+        (lambda m: m.forward_step(torch.zeros(2, 5), None), r"memory takes a tensor \[B, 3, 8\], got None"),
+        (lambda m: m.forward_step(torch.zeros(2, 6), m.initial_state(2)), r"inputs takes shape \[B, 5\], got \(2, 6\)"),
+        (
+            lambda m: m(torch.zeros(2, 4, 5).double(), m.initial_state(2)),
+            "inputs takes the parameters' torch.float32 on cpu, got torch.float64 on cpu",
+        ),
+        (
+            lambda m: r2gen.RelationalMemory(3, 8).forward_step(torch.zeros(2, 7), torch.zeros(2, 24)),
+            r"input takes shape \[B, 8\], got \(2, 7\)",
+        ),
         (lambda m: m.forward_step(torch.zeros(2, 2, 5), m.initial_state(2), True), "inputs takes one row a step"),
         (lambda m: m.initial_state(-1), "batch_size takes an int of at least 0, got -1"),
         (lambda m: type(m)(3, 4, 5, backend="gpu"), "backend takes one of"),

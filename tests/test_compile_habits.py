@@ -53,7 +53,7 @@ def test_compiled_models(variant: str, compiled_once: None) -> None:
     core = layer(variant, "cpu")
     model = Model(core, core.output_size)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    for batch, steps in ((4, 6), (2, 6), (4, 9), (7, 3)):
+    for batch, steps in ((4, 6), (2, 6), (4, 9), (7, 3), (32, 3)):  # the last runs on AMX tiles where there are any
         results = []
         for run in (compiled, model):
             logits, memory = run(*_batch(batch, steps))

@@ -52,6 +52,12 @@ def test_fsdp2(variant: str, backend: str, differences: dict[str, float]) -> Non
     _at_most(1e-5, differences, f"FSDP2, gradients|{of}", f"FSDP2, after 3 updates|{of}")
 
 
+@pytest.mark.feature("FSDP2 with mixed precision (bfloat16)")
+@EVERY_CASE
+def test_fsdp2_in_bfloat16(variant: str, backend: str, differences: dict[str, float]) -> None:
+    _at_most(0.05, differences, f"FSDP2 in bfloat16, gradients|{variant}|{backend}")  # 6 roundings of bfloat16
+
+
 @pytest.mark.feature("torch.distributed.checkpoint: resume sharded, load into one process")
 @EVERY_CASE
 def test_checkpoints(variant: str, backend: str, differences: dict[str, float]) -> None:

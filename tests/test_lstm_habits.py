@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rmc_kernels import RelationalMemory, RelationalMemoryCell
@@ -135,6 +137,49 @@ def test_parametrizations_count_forward_and_backward(variant: str, backend: str)
     torch.testing.assert_close(magnitude, along, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(direction, 2 * (gradient - along * unit), rtol=1e-4, atol=1e-5)
     close_gradients(ours, theirs)
+
+
+def _prune(module: nn.Module) -> None:
+    prune.l1_unstructured(module, "weight", 0.5)
+
+
+@pytest.mark.feature("nn.LSTM: pruning and the older spectral_norm")
+@EVERY_BACKEND
+@EVERY_VARIANT
+@pytest.mark.parametrize("change", [_prune, nn.utils.spectral_norm])
+def test_weights_that_a_hook_recomputes(variant: str, backend: str, change: Any) -> None:
+    """Their hooks wait for the forward of a module that is never called; each call must see the weight anew."""
+    made, plain, x = layer(variant, backend).eval(), layer(variant, backend).eval(), inputs()
+    changed = made.get_submodule("mlp.0")
+    change(changed)
+    for _ in range(2):  # the second call after an update, as in training
+        with torch.no_grad():
+            changed.get_parameter("weight_orig").mul_(1.5).add_(0.1)
+            mask = getattr(changed, "weight_mask", 1)
+            weight = changed.get_parameter("weight_orig") * mask
+            if not hasattr(changed, "weight_mask"):  # in evaluation u and v stay
+                weight = weight / torch.dot(changed.get_buffer("weight_u"), weight @ changed.get_buffer("weight_v"))
+            plain.get_parameter("mlp.0.weight").copy_(weight)
+        output, expected = made(x)[0], plain(x)[0]
+        close(output, expected)
+        output.square().sum().backward()
+        expected.square().sum().backward()
+        ours, theirs = gradients(made), gradients(plain)
+        original, weight_gradient = ours.pop("mlp.0.weight_orig"), theirs.pop("mlp.0.weight")
+        close_gradients(ours, theirs)
+        if hasattr(changed, "weight_mask"):
+            torch.testing.assert_close(original, weight_gradient * mask, rtol=1e-4, atol=1e-5)
+        assert original.abs().sum() > 0
+
+
+def test_replaced_and_tied_modules_count() -> None:
+    made, other, x = layer("sonnet", "auto"), layer("sonnet", "auto"), inputs()
+    made.mlp = other.mlp
+    with torch.no_grad():
+        other.get_parameter("mlp.0.weight").zero_()
+    assert torch.equal(made(x)[0], other(x)[0])
+    made(x)[0].sum().backward()
+    assert other.get_parameter("mlp.1.bias").grad is not None
 
 
 def test_changing_the_output_in_place_is_never_silent() -> None:

@@ -20,16 +20,21 @@ def _options() -> dict[str, Tensor]:
     return {"lengths": torch.tensor([6, 0, 3, 5]), "resets": resets}
 
 
-@pytest.mark.feature("training: autocast (bfloat16)", backend="reference")
+HALF_TYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+
+
+@pytest.mark.feature("training: autocast (bfloat16, float16)")
+@EVERY_BACKEND
 @EVERY_VARIANT
-def test_autocast(variant: str) -> None:
-    """Under autocast the layer is the bfloat16 layer, with float32 memory and float32 gradients."""
-    made, x = layer(variant, "auto"), inputs()
-    half = copy.deepcopy(made).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
+@HALF_TYPES
+def test_autocast(dtype: torch.dtype, variant: str, backend: str) -> None:
+    """Under autocast the layer is the half layer, with float32 memory and float32 gradients."""
+    made, x = layer(variant, backend), inputs()
+    half = copy.deepcopy(made).to(dtype)
+    with torch.autocast("cpu", dtype):
         output, memory = made(x)
-    expected, expected_memory = half(x.bfloat16())
-    assert output.dtype == torch.bfloat16
+    expected, expected_memory = half(x.to(dtype))
+    assert output.dtype == dtype
     assert memory.dtype == torch.float32
     assert torch.equal(output, expected)
     assert torch.equal(memory, expected_memory)
@@ -38,7 +43,33 @@ def test_autocast(variant: str) -> None:
     ours, theirs = gradients(made), gradients(half)
     for name, value in ours.items():
         assert value.dtype == torch.float32
-        assert torch.equal(value.bfloat16(), theirs[name]), name
+        assert torch.equal(value.to(dtype), theirs[name]), name
+
+
+@pytest.mark.feature("training: half types (bfloat16, float16), near float64")
+@EVERY_BACKEND
+@EVERY_VARIANT
+@HALF_TYPES
+@pytest.mark.parametrize("batch", [BATCH, 32])  # 12 rows of memory and 96: the cpu backend has kernels for each
+def test_half_types(batch: int, dtype: torch.dtype, variant: str, backend: str) -> None:
+    """Of the same rounded weights and inputs; chunks with the carried memory are the sequence, bit for bit."""
+    made, x = layer(variant, backend).to(dtype), inputs(batch, STEPS, 8).to(dtype)
+    exact = copy.deepcopy(made).double()
+    exact.backend = "reference"
+    output, memory = made(x)
+    chunks = list(truncated(made, x, chunk_steps=4))
+    assert torch.equal(torch.cat([chunk.output for chunk in chunks], 1), output)
+    assert torch.equal(chunks[-1].memory, memory)
+    expected = exact(x.double())[0]
+    output.float().square().mean().backward()
+    expected.square().mean().backward()
+    rounding = torch.finfo(dtype).eps
+    assert (output.double() - expected).abs().max() <= 8 * rounding
+    ours, theirs = gradients(made), gradients(exact)
+    for name, value in ours.items():
+        assert value.dtype == dtype
+        error = (value.double() - theirs[name]).norm() / theirs[name].norm()
+        assert error <= 16 * rounding, (name, error / rounding)
 
 
 @pytest.mark.feature("training: GradScaler, clipping, fused Adam")
@@ -147,6 +178,8 @@ def test_chunks_of_both_batch_orders_and_their_errors() -> None:
         (lambda: checkpointed(made, x, chunk_steps=0), "chunk_steps takes an int of at least 1, got 0"),
         (lambda: checkpointed(made, x[0], chunk_steps=2), "x takes a batched tensor of 3 axes"),
         (lambda: checkpointed(nn.LSTM(8, 3), x, chunk_steps=2), "layer takes a RelationalMemory"),  # type: ignore[arg-type]
+        (lambda: checkpointed(made, x, chunk_steps=2, lengths=[6] * 4), "lengths takes an int32 or int64 tensor"),  # type: ignore[arg-type]
+        (lambda: checkpointed(made, x, chunk_steps=2, lengths=options["lengths"] - 1), "lengths takes values from 0"),
         (
             lambda: list(truncated(made, x, chunk_steps=2, resets=options["resets"][:, 1:])),
             r"resets takes shape \(4, 6\)",

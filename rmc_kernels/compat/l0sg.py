@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rmc_kernels import errors
 from rmc_kernels.compat import mapping
 from rmc_kernels.compat.mapping import LEAVES, Array, Entry, Layer
-from rmc_kernels.compat.port import Port, sequence
+from rmc_kernels.compat.port import Port, weights
 from rmc_kernels.spec import CellSpec, GateStyle
 
 _GATES = tuple(f"{name}.{leaf}" for name in ("input_gate_projector", "memory_gate_projector") for leaf in LEAVES)
@@ -129,7 +129,8 @@ class RelationalMemory(Port):
         errors.is_tensor("inputs", inputs, f"a tensor [B, {self.input_size}]")
         if treat_input_as_matrix and (inputs.dim() < 3 or inputs.shape[1] != 1):
             raise ValueError(f"inputs takes one row a step, [B, 1, {self.input_size}]; got {tuple(inputs.shape)}")
-        outputs, final = self._sequence(inputs[:, None], memory)
+        row = self._rows("inputs", inputs, axes=1)
+        outputs, final = self._run(row[:, None], memory)
         return outputs[:, 0], final
 
     def initial_state(self, batch_size: int, trainable: bool = False) -> Tensor:
@@ -154,11 +155,10 @@ class RelationalMemory(Port):
 
     def _sequence(self, inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs [B, T, N * D] and the last memory."""
-        x = sequence(inputs, self.input_size)
+        x = self._rows("inputs", inputs, axes=2)
         if not x.shape[1]:
             raise ValueError(f"inputs takes at least one step, got {tuple(inputs.shape)}")
-        memories, final, dtype = self._run(x, memory)
-        return memories.flatten(2).to(dtype), final
+        return self._run(x, memory)
 
     def _weights(self) -> dict[str, Tensor]:
         owners = {
@@ -171,10 +171,10 @@ class RelationalMemory(Port):
         }
         if self.gate_style is not None:
             owners |= {"input_gate": self.input_gate_projector, "memory_gate": self.memory_gate_projector}
-        weights = {f"{name}.{leaf}": getattr(owner, leaf) for name, owner in owners.items() for leaf in LEAVES}
+        found = weights(owners)
         if self.gate_style is not None:
-            weights |= {"forget_bias": self.forget_bias, "input_bias": self.input_bias}
-        return weights
+            found |= {"forget_bias": self.forget_bias, "input_bias": self.input_bias}
+        return found
 
 
 def load_variables(layer: Layer, variables: Mapping[str, Array | Tensor]) -> None:

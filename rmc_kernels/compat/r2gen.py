@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from rmc_kernels import errors
 from rmc_kernels.compat import mapping
 from rmc_kernels.compat.mapping import LEAVES, Array, Entry, Layer
-from rmc_kernels.compat.port import Port, sequence
+from rmc_kernels.compat.port import Port, weights
 from rmc_kernels.functional import attention_dropout
+from rmc_kernels.module import weight
 from rmc_kernels.spec import CellSpec
 
 
@@ -63,23 +64,24 @@ class RelationalMemory(Port):
         Raises:
             TypeError, ValueError: naming the argument, what it got and what it takes.
         """
-        x = sequence(inputs, self.d_model)
+        return self._sequence(self._rows("inputs", inputs, axes=2), memory)
+
+    def forward_step(self, input: Tensor, memory: Tensor) -> Tensor:
+        """One step: input [B, D] and memory, [B, N * D] or [B, N, D], give the next memory, [B, N * D]."""
+        return self._sequence(self._rows("input", input, axes=1)[:, None], memory)[:, 0]
+
+    def init_memory(self, batch_size: int) -> Tensor:
+        """The identity, padded or cut to D columns: [B, N, D]."""
+        return self._identity(batch_size)
+
+    def _sequence(self, x: Tensor, memory: Tensor) -> Tensor:
+        """The memory after every step, [B, T, N * D]."""
         memory = errors.is_tensor("memory", memory, "a tensor [B, N * D] or [B, N, D]")
         if memory.dim() == 2 and memory.shape[1] == self.num_slots * self.d_model:
             memory = memory.unflatten(1, (self.num_slots, self.d_model))
         dropout = self.attn.dropout
         mask = attention_dropout(x, self.spec, dropout.p) if dropout.training and dropout.p else None
-        memories, _, dtype = self._run(x, memory, mask)
-        return memories.flatten(2).to(dtype)
-
-    def forward_step(self, input: Tensor, memory: Tensor) -> Tensor:
-        """One step: input [B, D] and memory, [B, N * D] or [B, N, D], give the next memory, [B, N * D]."""
-        errors.is_tensor("input", input, f"a tensor [B, {self.d_model}]")
-        return self.forward(input[:, None], memory)[:, 0]
-
-    def init_memory(self, batch_size: int) -> Tensor:
-        """The identity, padded or cut to D columns: [B, N, D]."""
-        return self._identity(batch_size)
+        return self._run(x, memory, mask)[0]
 
     def _weights(self) -> dict[str, Tensor]:
         owners: dict[str, nn.Module] = {
@@ -89,12 +91,12 @@ class RelationalMemory(Port):
             "input_gate": self.W,
             "memory_gate": self.U,
         }
-        weights = {f"{name}.{leaf}": getattr(owner, leaf) for name, owner in owners.items() for leaf in LEAVES}
+        found = weights(owners)
         heads = (self.num_heads, self.spec.head_size)
         for leaf in LEAVES:  # the joint projection is head-major, and inside a head q, k, v
-            parts = [getattr(linear, leaf).unflatten(0, heads) for linear in self.attn.linears[:3]]
-            weights[f"blocks.0.qkv.{leaf}"] = torch.stack(parts, 1).flatten(0, 2)
-        return weights
+            parts = [weight(linear, leaf).unflatten(0, heads) for linear in self.attn.linears[:3]]
+            found[f"blocks.0.qkv.{leaf}"] = torch.stack(parts, 1).flatten(0, 2)
+        return found
 
 
 class _Attention(nn.Module):
