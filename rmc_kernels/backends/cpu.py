@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any
 
 import torch
@@ -31,7 +31,6 @@ except ImportError as error:  # built without a compiler, or for another Python
     _missing = str(error)
     ISAS = ()
 
-_version = attrgetter("_version")
 _VECTORS = next((isa for isa in reversed(ISAS) if isa != "amx"), "")
 #: Whether float32 products of large batches may run on AMX tiles, every operand split into three bf16 numbers: as exact
 #: as plain float32, and faster. False keeps every batch on the vector units, and so on the same bits.
@@ -81,7 +80,7 @@ class FrozenWeights:
         return True
 
     def _state(self) -> tuple[list[int], list[int]]:
-        return list(map(Tensor.data_ptr, self.params)), list(map(_version, self.params))
+        return list(map(Tensor.data_ptr, self.params)), [0 if p.is_inference() else p._version for p in self.params]
 
 
 _frozen: list[FrozenWeights] = []
