@@ -71,6 +71,7 @@ inline void store_extreme_pairs(__m512 even, __m512 odd, uint32_t* to) {
 template <class V>
 void tile_pack(const Matrix<V>& matrix, float* packed) {
   const TileWeights<V> weights(packed, matrix.k_axis.padded);
+  uint32_t* words = reinterpret_cast<uint32_t*>(packed + 16);
   std::memset(packed, 0, 64);
   for (int64_t c = 0; c < matrix.column_axis.padded; c += 16) {
     for (int64_t k = 0; k < matrix.k_axis.padded; k += kTileK) {
@@ -81,7 +82,7 @@ void tile_pack(const Matrix<V>& matrix, float* packed) {
       } else {
         for (V& row : odd) row = V::zero();
       }
-      uint32_t* to = const_cast<uint32_t*>(weights.tiles(c / 16)) + k / kTileK * weights.kStep;
+      uint32_t* to = words + c / 16 * weights.column_stride() + k / kTileK * weights.kStep;
       for (int i = 0; i < 16; i++, to += 16) {
         const __m512 left = store_pairs<V::kTerms>(even[i].v, odd[i].v, to);
         if (has_nan(left)) {

@@ -10,8 +10,8 @@ namespace RMC_ISA {
 
 constexpr int64_t kGradientPanels = 16;  // whose products are summed before they are added
 
-// Panels p and p + 1 of 16 columns as the operand tiles of one tile of k: rows that are not there count as zeros.
-// `rows_of_k`: a right operand has them as they are, a left one has the columns as its rows.
+// Panels p and p + 1 of 16 columns as the operand tiles of one tile of k; rows that are not there count as zeros. A
+// right operand has the rows as its words, a left one the columns as its rows.
 template <class V, bool kLeft>
 inline __m512 split_panels(const Panels<V>& x, int64_t p, int64_t end, int64_t column, uint32_t* to) {
   const float *even = x.panel(p) + column * x.height, *odd = even + x.stride();
