@@ -18,8 +18,8 @@ _INTRODUCTION = """# Compatibility
 What works, by the tests that ran: `make compatibility` runs every test that is marked as a feature and writes this page
 from the results. A cell names the variants of the cell for which a test compared values on that backend; "all" is
 sonnet, textbook, l0sg and r2gen. "-" means that no test ran there; torch.func and ONNX need plain PyTorch, which is
-`reference`. `cpu` serves float32, bfloat16 and float16; float64 runs on `reference`. `triton` needs a GPU and is tested apart
-(triton-backend.md).
+`reference`. `cpu` serves float32, bfloat16 and float16; float64 runs on `reference`. `triton` needs a GPU and is
+tested apart (triton-backend.md).
 
 """
 _VARIANTS = ("sonnet", "textbook", "l0sg", "r2gen")
