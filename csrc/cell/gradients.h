@@ -21,10 +21,10 @@ struct BlockGradients {
 template <class V>
 struct ChunkGradients {
   using T = typename V::T;
-  Panels<V> gates;                         // of the slots
-  Panels<V> input_qkv, input_gates;        // of the input rows of the chunk
-  Panels<V> input_u, input_x, input_flat;  // of the projected input, the input, and u as one row per step
-  Panels<V> dout, residual, hidden, carry, from_gates, memory;  // of one step; `memory` is set by its owner
+  Panels<V> gates;                                    // of the slots
+  Panels<V> input_qkv, input_gates;                   // of the input rows of the chunk
+  Panels<V> input_u, input_x, input_flat;             // of the projected input, the input, and u as one row per step
+  Panels<V> dout, hidden, carry, from_gates, memory;  // of one step; `memory` is set by its owner
   BlockGradients<V> first;
   int64_t block_stride = 0;
 
@@ -59,7 +59,6 @@ struct ChunkGradients {
     input_u = panels(inputs.rows, 1, plan.Dp);
     input_x = plan.config.input_projection ? panels(inputs.rows, 1, plan.Ip) : input_u;
     dout = panels(rows.live, 1, plan.Dp);
-    residual = panels(rows.live, 1, plan.Dp);
     hidden = panels(rows.live, 1, plan.Dp);
     carry = panels(rows.slots, 1, plan.Dp);
     from_gates = panels(rows.slots, 1, plan.Dp);
