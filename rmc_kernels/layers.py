@@ -128,6 +128,10 @@ class RelationalMemory(MemoryModule):
             TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
         """
         errors.boolean("return_attention", return_attention)
+        if memory is not None and lengths is None and resets is None and self.batch_first and not return_attention:
+            memories = self._inference(x, memory, sequence=True)
+            if memories is not None:
+                return self._read(memories, x.dtype), memories[:, -1].contiguous()
         if isinstance(x, PackedSequence):
             return self._forward_packed(x, memory, lengths, resets, return_attention)
         extra = self._leading_axes(x, "B, T" if self.batch_first else "T, B")
@@ -211,6 +215,9 @@ class RelationalMemoryCell(MemoryModule):
         Raises:
             TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
         """
+        memories = None if memory is None else self._inference(x, memory, sequence=False)
+        if memories is not None:
+            return self._read(memories, x.dtype), memories
         extra = self._leading_axes(x, "B")
         rows = x if extra else x[None]
         output, final, _ = self._unroll(rows[:, None], memory, None, None, attention=False)

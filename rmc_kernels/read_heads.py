@@ -42,6 +42,7 @@ class ReadHead(nn.Module):
         self.kind = kind
         self.mem_slots = errors.positive_int("mem_slots", mem_slots)
         self.mem_size = errors.positive_int("mem_size", mem_size)
+        self._shape = (self.mem_slots, self.mem_size)
         size = {"weighted": self.mem_slots, "attention": self.mem_size}.get(kind)
         self.weight = None if size is None else nn.Parameter(torch.empty(size, device=device, dtype=dtype))
         self.reset_parameters()
@@ -58,7 +59,7 @@ class ReadHead(nn.Module):
 
     def forward(self, memory: Tensor) -> Tensor:
         """Memory [..., N, D] -> [..., output_size], in the dtype of `memory`."""
-        if not isinstance(memory, Tensor) or memory.shape[-2:] != (self.mem_slots, self.mem_size):
+        if not isinstance(memory, Tensor) or memory.shape[-2:] != self._shape:
             takes = f"a tensor of shape [..., {self.mem_slots}, {self.mem_size}]"
             raise (ValueError if isinstance(memory, Tensor) else TypeError)(
                 f"memory takes {takes}, got {errors.describe(memory)}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -319,12 +321,19 @@ def test_unknown_instruction_set() -> None:
         CpuBackend("mmx").forward(SPECS["sonnet"], call, False)
 
 
-def test_environment_forces_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forced_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = SPECS["sonnet"]
     call, grad = make(spec, 20, 2)
     want = everything(CpuBackend("generic"), spec, call, grad)
-    monkeypatch.setenv("RMC_KERNELS_ISA", "generic")
+    monkeypatch.setattr(cpu, "forced_isa", "generic")
     same_bits(everything(CpuBackend(), spec, call, grad), want)
+
+
+def test_environment_forces_an_instruction_set() -> None:
+    code = "from rmc_kernels.backends import cpu; print(cpu.forced_isa)"
+    environment = {**os.environ, "RMC_KERNELS_ISA": "generic"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "generic"
 
 
 @pytest.mark.skipif("amx" not in ISAS, reason="needs AMX")

@@ -3,6 +3,7 @@
 #pragma once
 #include "cell/gates.h"
 #include "cell/step_back.h"
+#include "common/parallel.h"
 
 namespace rmc {
 namespace RMC_ISA {
@@ -99,6 +100,7 @@ class Backward {
     for (int64_t i = 0; i < plan_.norm_gradient_size; i += V::W) V::zero().store(sums_ + i);
     StepBack<V> back(tile_, step, b.inputs, b.attention, sums_);
     for (int64_t s = count - 1; s >= 0; s--) {
+      check_abandoned();
       for (int64_t e = 0; e < tile_.rows.elements; e++) add_dout(b, e, t0 + s);
       back.run(b.now, b.grads, s, t0 + s);
       if (tile_.in.resets) leave_episodes(b, t0 + s);

@@ -1,6 +1,7 @@
 // The whole sequence of a tile.
 #pragma once
 #include "cell/gates.h"
+#include "common/parallel.h"
 
 namespace rmc {
 namespace RMC_ISA {
@@ -35,7 +36,10 @@ class Forward {
       tile_.clock.start();
       b.inputs.compute(tile_, t0, count);
       tile_.clock.end(Phase::kInput);
-      for (int64_t s = 0; s < count; s++) one_step(b, step, t0, s);
+      for (int64_t s = 0; s < count; s++) {
+        check_abandoned();
+        one_step(b, step, t0, s);
+      }
     }
     repeat_frozen();
   }

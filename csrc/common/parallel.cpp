@@ -1,14 +1,18 @@
 #include "common/parallel.h"
 
 #include <pthread.h>
+#include <signal.h>
 
+#include <algorithm>
 #include <atomic>
+#include <condition_variable>
+#include <deque>
 #include <exception>
-
-#ifdef RMC_THREADS_STD
+#include <mutex>
+#include <system_error>
 #include <thread>
-#include <vector>
-#endif
+
+#include "common/interrupt.h"
 
 namespace rmc {
 namespace {
@@ -19,37 +23,97 @@ std::atomic<bool> forked{false};
 void mark_forked() { forked.store(true, std::memory_order_relaxed); }
 const int registered = pthread_atfork(nullptr, nullptr, mark_forked);
 
+// One parallel call.
 struct Region {
-  Task task;
-  void* context;
+  const Task task;
+  void* const context;
+  const int64_t tasks;
+  std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   std::exception_ptr error;
+  // Guarded by the pool:
+  int seats = 0, inside = 0;  // threads that may still join; threads at work, the caller not counted
+  std::condition_variable left;
 
-  void run(int64_t index) noexcept {
-    if (failed.load(std::memory_order_relaxed)) return;
+  Region(Task task, void* context, int64_t tasks) : task(task), context(context), tasks(tasks) {}
+
+  void work() noexcept;
+};
+
+thread_local Region* current = nullptr;
+thread_local bool pooled = false;  // whether this thread is one of the pool's
+
+void Region::work() noexcept {
+  Region* const outer = current;
+  current = this;
+  for (int64_t i = next++; i < tasks && !failed.load(std::memory_order_relaxed); i = next++) {
     try {
-      task(context, index);
+      task(context, i);
     } catch (...) {
       if (!failed.exchange(true)) error = std::current_exception();
     }
   }
+  current = outer;
+}
+
+class Pool {
+ public:
+  void run(Region& region, int helpers) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      grow(helpers);
+      helpers = region.seats = std::min(helpers, size_);
+      if (helpers > 0) open_.push_back(&region);
+    }
+    for (int i = 0; i < helpers; i++) wake_.notify_one();
+    region.work();
+    std::unique_lock<std::mutex> lock(mutex_);
+    close(region);
+    region.left.wait(lock, [&] { return region.inside == 0; });
+  }
+
+ private:
+  // As many threads as the system grants.
+  void grow(int wanted) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are for the program's own threads
+    try {
+      for (; size_ < wanted; size_++) std::thread([this] { serve(); }).detach();
+    } catch (const std::system_error&) {
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
+
+  void close(Region& region) {
+    const auto found = std::find(open_.begin(), open_.end(), &region);
+    if (found != open_.end()) open_.erase(found);
+  }
+
+  [[noreturn]] void serve() {
+    pooled = true;
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return !open_.empty(); });
+      Region& region = *open_.front();
+      region.inside++;
+      if (--region.seats == 0) open_.pop_front();
+      lock.unlock();
+      region.work();
+      lock.lock();
+      if (--region.inside == 0) region.left.notify_one();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Region*> open_;
+  int size_ = 0;
 };
 
-void run_threads(Region& region, int64_t tasks, int threads) {
-#ifdef RMC_THREADS_STD
-  // Sanitizers do not see the synchronisation inside GCC's OpenMP runtime.
-  std::atomic<int64_t> next{0};
-  auto work = [&] {
-    for (int64_t i = next++; i < tasks; i = next++) region.run(i);
-  };
-  std::vector<std::thread> pool;
-  for (int i = 1; i < threads; i++) pool.emplace_back(work);
-  work();
-  for (std::thread& thread : pool) thread.join();
-#else
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t i = 0; i < tasks; i++) region.run(i);
-#endif
+Pool& pool() {
+  static Pool& shared = *new Pool;  // never destroyed: its threads sleep in it until the process ends
+  return shared;
 }
 
 }  // namespace
@@ -61,9 +125,14 @@ void parallel_for(int64_t tasks, int threads, Task task, void* context) {
     return;
   }
   regions.fetch_add(1, std::memory_order_relaxed);
-  Region region{task, context, {}, nullptr};
-  run_threads(region, tasks, threads);
+  Region region(task, context, tasks);
+  pool().run(region, threads - 1);
   if (region.error) std::rethrow_exception(region.error);
+}
+
+void check_abandoned() {
+  if (current && current->failed.load(std::memory_order_relaxed)) throw Interrupted();
+  if (!pooled) ask_for_interrupt();
 }
 
 int64_t parallel_regions() { return regions.load(std::memory_order_relaxed); }

@@ -11,22 +11,25 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from rmc_kernels import errors
+from rmc_kernels.backends.bound import BoundLayer, bind, is_inference
 from rmc_kernels.backends.cpu import CpuBackend, frozen_weights
+from rmc_kernels.backends.plain import active_transform, is_plain
 from rmc_kernels.backends.protocol import Backend, Call
 from rmc_kernels.backends.reference import ReferenceBackend
 from rmc_kernels.backends.triton import TritonBackend
 from rmc_kernels.spec import CellSpec
 
-__all__ = ["BACKENDS", "CHOICES", "Backend", "Call", "Explanation", "choose", "explain", "frozen_weights", "is_plain"]
+__all__ = [
+    "BACKENDS", "CHOICES", "Backend", "BoundLayer", "Call", "Explanation", "bind", "choose", "explain",
+    "frozen_weights", "is_inference", "is_plain",
+]  # fmt: skip
 
 REFERENCE = ReferenceBackend()
 #: Fused backends in order of preference, then the reference, which serves everything.
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TritonBackend(), CpuBackend(), REFERENCE)}
 CHOICES = ("auto", *BACKENDS)
-_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 @dataclass(frozen=True)
@@ -94,27 +97,4 @@ def choose(name: str, spec: CellSpec, dtype: torch.dtype, device: torch.device) 
 def _why_not(backend: Backend, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str | None:
     if backend is REFERENCE:
         return None
-    return backend.unavailable() or backend.refuses(spec, dtype, device) or _active_transform()
-
-
-def is_plain(*tensors: Tensor) -> bool:
-    """Whether raw pointers and values may be read: real tensors, and nothing that traces, fakes or transforms.
-
-    `is_compiling()` is False under make_fx, and a FakeTensor's data_ptr() is 0, so the dispatch stack is looked at too.
-    """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    return set(map(type, tensors)) <= _PLAIN
-
-
-def _active_transform() -> str | None:
-    """Why no fused backend can run inside the transform that is active here, or None."""
-    if torch.compiler.is_compiling():
-        return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "a torch.func transform is active, which only the reference can be differentiated or batched by"
-    if forward_ad._current_level >= 0:
-        return "forward-mode differentiation is active, which only the reference supports"
-    return None
+    return backend.unavailable() or backend.refuses(spec, dtype, device) or active_transform()

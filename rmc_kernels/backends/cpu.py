@@ -8,17 +8,18 @@ a sequence into chunks; docs/cpu-backend.md says exactly what holds for the para
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rmc_kernels.backends.protocol import Call
+from rmc_kernels.backends.weights import HALF_TYPES, addresses, as_read, frozen_block, frozen_weights, readable
 from rmc_kernels.spec import CellSpec
+
+__all__ = ["ISAS", "CpuBackend", "allow_amx_split", "cell", "forced_isa", "frozen_weights", "kernels"]
 
 try:
     from rmc_kernels import _C
@@ -35,6 +36,8 @@ _VECTORS = next((isa for isa in reversed(ISAS) if isa != "amx"), "")
 #: Whether float32 products of large batches may run on AMX tiles, every operand split into three bf16 numbers: as exact
 #: as plain float32, and faster. False keeps every batch on the vector units, and so on the same bits.
 allow_amx_split = True
+#: An instruction set of `ISAS` that serves every call, or "": the environment's RMC_KERNELS_ISA at import.
+forced_isa = os.environ.get("RMC_KERNELS_ISA", "")
 #: Memory rows (batch elements times slots) from which on they do: below, the tiles wait for the weights.
 AMX_ROWS = 64
 #: What products work with, and the instruction set.
@@ -59,46 +62,17 @@ def cell(spec: CellSpec, precision: str, isa: str) -> Any:
     return _C.Cell(config, precision, isa)
 
 
-class FrozenWeights:
-    """Packed weights of parameters that must not change while this exists. Made by `frozen_weights`."""
-
-    def __init__(self, params: Sequence[Tensor]) -> None:
-        self.params = tuple(params)
-        self.state = self._state()
-        self.packed: dict[Any, Any] = {}
-
-    def matches(self, params: Sequence[Tensor]) -> bool:
-        """Whether these are the parameters that were frozen, unchanged.
-
-        Raises:
-            RuntimeError: they are, and one was changed since.
-        """
-        if len(params) != len(self.params) or not all(map(is_, params, self.params)):
-            return False
-        if self.state != self._state():
-            raise RuntimeError("a parameter was changed inside frozen_weights(); leave the block before training on")
-        return True
-
-    def _state(self) -> tuple[list[int], list[int]]:
-        return list(map(Tensor.data_ptr, self.params)), [0 if p.is_inference() else p._version for p in self.params]
-
-
-_frozen: list[FrozenWeights] = []
-
-
-@contextmanager
-def frozen_weights(params: Sequence[Tensor]) -> Iterator[None]:
-    """Packs `params` (in the order of `spec.parameter_names`) once for all calls inside the block.
-
-    A change to one of them that torch's version counter sees raises at the next call; one that it does not see (a fused
-    optimizer, `.data`) goes unnoticed: leave the block before training on.
-    """
-    entry = FrozenWeights(params)
-    _frozen.append(entry)
-    try:
-        yield
-    finally:
-        _frozen.remove(entry)
+def kernels(dtype: torch.dtype, forced: str) -> tuple[Kernels, Kernels]:
+    """Those for calls of fewer than AMX_ROWS memory rows, and for larger ones."""
+    if dtype is torch.float64:
+        small = large = ("float64", "generic")
+    elif dtype is torch.bfloat16 and (forced or ISAS[-1]) == "amx":
+        small = large = ("bfloat16", "amx")
+    elif forced:
+        small = large = ("float32", forced)
+    else:
+        small, large = ("float32", _VECTORS), ("float32", ISAS[-1] if allow_amx_split else _VECTORS)
+    return small, large
 
 
 class CpuBackend:
@@ -108,7 +82,7 @@ class CpuBackend:
     widened and computed in float32. Memories are float32 throughout.
 
     Args:
-        isa: forces an instruction set, as the environment variable RMC_KERNELS_ISA does; "" chooses by the batch.
+        isa: forces an instruction set, over `forced_isa`; "" chooses by the batch.
         test_double: serves float64 too, through the generic build, for tests.
     """
 
@@ -147,14 +121,14 @@ class CpuBackend:
         """See `Backend.forward`."""
         kernels = self._choose(spec, call)
         native = cell(spec, *kernels)
-        inputs, params = _as_read(call)
-        memories = torch.empty((call.batch_size, call.steps, spec.mem_slots, spec.mem_size), dtype=inputs[1].dtype)
+        inputs, (params, packed) = _inputs(call), _parameters(native, call, False)
+        memories = call.memory.new_empty((call.batch_size, call.steps, spec.mem_slots, spec.mem_size))
         size = self.activation_size(spec, call.batch_size, call.steps, call.x.dtype) if save else 0
-        activations = torch.empty(size, dtype=torch.uint8)
+        activations = call.memory.new_empty(size, dtype=torch.uint8)
         if size:
             activations[0] = _KERNELS.index(kernels)
         native.forward(
-            _sizes(call), _pointers(inputs), _addresses(params), _packed(native, call.params, params, False),
+            _sizes(call), _pointers(inputs), addresses(params), packed,
             memories.data_ptr(), *_behind_header(activations),
         )  # fmt: skip
         return memories, activations
@@ -165,35 +139,24 @@ class CpuBackend:
         """See `Backend.backward`."""
         kernels = _KERNELS[int(activations[0])] if activations.numel() else self._choose(spec, call)
         native = cell(spec, *kernels)
-        inputs, params = _as_read(call)
+        inputs, (params, packed) = _inputs(call), _parameters(native, call, True)
         grad, memories = grad.contiguous(), memories.contiguous()
         targets = (call.x, call.memory, call.reset_memory, *call.params)
         wanted = [target if need else None for target, need in zip(targets, needs, strict=True)]
-        grads = [torch.empty(0 if t is None else t.shape, dtype=memories.dtype) for t in wanted]
-        addresses = [0 if t is None else g.data_ptr() for g, t in zip(grads, wanted, strict=True)]
+        grads = [memories.new_empty(0 if t is None else t.shape) for t in wanted]
+        pointers = [0 if t is None else g.data_ptr() for g, t in zip(grads, wanted, strict=True)]
         native.backward(
-            _sizes(call), _pointers(inputs), _addresses(params), _packed(native, call.params, params, True),
+            _sizes(call), _pointers(inputs), addresses(params), packed,
             memories.data_ptr(), *_behind_header(activations),
-            (grad.data_ptr(), *addresses[:3]), tuple(addresses[3:]),
+            (grad.data_ptr(), *pointers[:3]), tuple(pointers[3:]),
         )  # fmt: skip
         return [g if t is None else g.to(t.dtype) for g, t in zip(grads, wanted, strict=True)]
 
     def _kernels(self, dtype: torch.dtype) -> tuple[Kernels, Kernels]:
-        """Those for small and for large batches."""
-        forced = self._isa or os.environ.get("RMC_KERNELS_ISA", "")
-        if dtype is torch.float64:
-            small = large = ("float64", "generic")
-        elif dtype is torch.bfloat16 and (forced or ISAS[-1]) == "amx":
-            small = large = ("bfloat16", "amx")
-        elif forced:
-            small = large = ("float32", forced)
-        else:
-            small, large = ("float32", _VECTORS), ("float32", ISAS[-1] if allow_amx_split else _VECTORS)
-        return small, large
+        return kernels(dtype, self._isa or forced_isa)
 
     def _choose(self, spec: CellSpec, call: Call) -> Kernels:
-        small, large = self._kernels(call.x.dtype)
-        return large if call.batch_size * spec.mem_slots >= AMX_ROWS else small
+        return self._kernels(call.x.dtype)[call.batch_size * spec.mem_slots >= AMX_ROWS]
 
 
 def _behind_header(activations: Tensor) -> tuple[int, int]:
@@ -202,36 +165,27 @@ def _behind_header(activations: Tensor) -> tuple[int, int]:
     return (activations.data_ptr() + _HEADER, size - _HEADER) if size else (0, 0)
 
 
-def _as_read(call: Call) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
-    """x, memory, lengths, resets, reset_memory, dropout_mask and the parameters, as C++ reads them."""
-    params, x, mask = call.params, call.x, call.dropout_mask
-    if x.dtype in (torch.bfloat16, torch.float16):
-        params, x = tuple(map(Tensor.float, params)), x.float()
-        mask = None if mask is None else mask.float()
-    if not all(map(Tensor.is_contiguous, params)):
-        params = tuple(map(Tensor.contiguous, params))
+def _inputs(call: Call) -> tuple[Tensor | None, ...]:
+    """x, memory, lengths, resets, reset_memory and dropout_mask, as C++ reads them."""
+    x, mask = call.x, call.dropout_mask
+    if x.dtype in HALF_TYPES:
+        x, mask = x.float(), None if mask is None else mask.float()
     inputs = (x, call.memory, call.lengths, call.resets, call.reset_memory, mask)
-    return tuple(None if t is None else t.contiguous() for t in inputs), params
+    return tuple(None if t is None else as_read(t) for t in inputs)
+
+
+def _parameters(native: Any, call: Call, backward: bool) -> tuple[Sequence[Tensor], Any]:
+    """The parameters as C++ reads them, and what it reads instead if they were packed in a `frozen_weights` block."""
+    block = frozen_block(call.params)
+    if block is not None:
+        block.check()
+        return call.params, block.packed(native, backward)
+    return readable(call.params), None
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
     return tuple(0 if t is None else t.data_ptr() for t in tensors)
 
 
-def _addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple(map(Tensor.data_ptr, tensors))
-
-
 def _sizes(call: Call) -> tuple[int, int, int]:
     return call.batch_size, call.steps, torch.get_num_threads()
-
-
-def _packed(native: Any, given: Sequence[Tensor], contiguous: Sequence[Tensor], backward: bool) -> Any:
-    """Weights packed earlier in a `frozen_weights` block for exactly these parameters, or None."""
-    for entry in _frozen:
-        if entry.matches(given):
-            key = (native, backward)
-            if key not in entry.packed:
-                entry.packed[key] = native.pack(list(_addresses(contiguous)), backward)
-            return entry.packed[key]
-    return None

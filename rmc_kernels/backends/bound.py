@@ -1,0 +1,93 @@
+"""Inference on the CPU with a layer's parameters bound once: what a step pays besides the C++ call.
+
+The ordinary way checks every argument and looks up every parameter at each call, in Python. Here both were checked when
+they were bound, what may have changed since is compared in C++, and anything unusual is left to the ordinary way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from rmc_kernels.backends import cpu, weights
+from rmc_kernels.backends.plain import PLAIN_TYPES, is_plain, is_watched
+from rmc_kernels.spec import CellSpec
+
+#: (dictionary, key, value): where a module or a parameter was found.
+Place = tuple[dict[str, Any], str, Any]
+#: torch's table of C functions that tell a tensor's address and layout; torch has it from 2.10 on.
+_TENSORS = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+
+
+class BoundLayer:
+    """The parameters of a layer that the C++ backend serves, and where they were found. Made by `bind`."""
+
+    def __init__(self, spec: CellSpec, params: Sequence[Tensor], places: Sequence[Place]) -> None:
+        self._spec, self._params, self._dtype = spec, tuple(params), params[0].dtype
+        self._native = cpu._C.BoundCell(_TENSORS, list(params), list(places))
+        self._cells: dict[cpu.Kernels, Any] = {}  # cpu.cell hashes the whole spec: 3 us
+        self._blocks: tuple[weights.FrozenWeights, ...] = ()
+        self._block: weights.FrozenWeights | None = None
+
+    def __call__(self, x: Tensor, memory: Tensor, sequence: bool) -> Tensor | None:
+        """The memories after each step.
+
+        Args:
+            x: [B, T, I] if `sequence`, else [B, I]; with a row axis before I in matrix mode.
+            memory: [B, N, D].
+            sequence: whether x has an axis of steps.
+
+        Returns:
+            [B, T, N, D] if `sequence`, else [B, N, D]; None where the ordinary way is to serve or refuse the call.
+        """
+        if type(x) not in PLAIN_TYPES or type(memory) not in PLAIN_TYPES or not is_inference():
+            return None
+        if x.dtype is not self._dtype or memory.dim() != 3:
+            return None
+        rows = memory.shape[0] * memory.shape[1]
+        kernels = cpu.kernels(self._dtype, cpu.forced_isa)[rows >= cpu.AMX_ROWS]
+        cell = self._cells.get(kernels)
+        if cell is None:
+            cell = self._cells[kernels] = cpu.cell(self._spec, *kernels)
+        packed, versions = None, ()
+        if self._blocks is not weights.frozen_blocks:
+            self._blocks, self._block = weights.frozen_blocks, weights.frozen_block(self._params)
+        if self._block is not None:
+            packed, versions = self._block.packed(cell, False), self._block.versions
+        read = x.float() if self._dtype in weights.HALF_TYPES else x
+        if sequence:
+            memories = memory.new_empty((x.shape[0], x.shape[1], *memory.shape[1:]))
+        else:
+            memories = torch.empty_like(memory)  # C++ refuses a memory that is not contiguous
+        done = self._native.forward(cell, read, memory, memories, packed, versions, torch.get_num_threads())
+        return memories if done else None
+
+
+def bind(spec: CellSpec, params: Sequence[Tensor], places: Sequence[Place]) -> BoundLayer | None:
+    """The parameters of a layer, bound.
+
+    Args:
+        spec: the cell.
+        params: in the order of `spec.parameter_names`, as they served a call of the C++ backend.
+        places: every module and parameter on the way to them.
+
+    Returns:
+        None where this torch does not tell C how tensors lie, or where they do not lie as the C++ code reads them.
+    """
+    if _TENSORS is None or not is_plain(*params):
+        return None
+    try:
+        return BoundLayer(spec, params, places)
+    except ValueError:
+        return None
+
+
+def is_inference() -> bool:
+    """Whether nothing but values is wanted of a call made here."""
+    return not (
+        torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or is_watched() or forward_ad._current_level >= 0
+    )

@@ -1,0 +1,37 @@
+"""Whether tensors are what they seem: real memory, and nothing around that traces, fakes or transforms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+PLAIN_TYPES = {Tensor, torch.nn.Parameter}
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether raw pointers and values may be read: real tensors, and nothing that traces, fakes or transforms."""
+    return not is_watched() and set(map(type, tensors)) <= PLAIN_TYPES
+
+
+def is_watched() -> bool:
+    """Whether something that traces, fakes or transforms is active.
+
+    `is_compiling()` is False under make_fx, and a FakeTensor's data_ptr() is 0, so the dispatch stack is looked at too.
+    """
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def active_transform() -> str | None:
+    """Why no fused backend can run inside the transform that is active here, or None."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a torch.func transform is active, which only the reference can be differentiated or batched by"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active, which only the reference supports"
+    return None

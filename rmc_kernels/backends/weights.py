@@ -1,0 +1,90 @@
+"""Parameters as the C++ code reads them: plain memory, or packed once inside `frozen_weights`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from operator import is_
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HALF_TYPES = (torch.bfloat16, torch.float16)
+_lock = Lock()
+
+
+def addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """Where their first elements are."""
+    return tuple(map(Tensor.data_ptr, tensors))
+
+
+def readable(params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Parameters of a call, widened to the float32 that C++ computes in, and plain memory."""
+    if params[0].dtype in HALF_TYPES:
+        params = tuple(map(Tensor.float, params))
+    return tuple(map(as_read, params))
+
+
+def as_read(tensor: Tensor) -> Tensor:
+    """Contiguous, and with no sign left to be flipped: the C++ code reads plain memory."""
+    return tensor.resolve_neg().contiguous()
+
+
+class FrozenWeights:
+    """Packed weights of parameters that must not change while this exists. Made by `frozen_weights`."""
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.params = tuple(params)
+        self.versions, self._addresses = _versions(params), addresses(params)
+        self._packed: dict[Any, Any] = {}
+
+    def matches(self, params: Sequence[Tensor]) -> bool:
+        """Whether these are the parameters that were frozen."""
+        return len(params) == len(self.params) and all(map(is_, params, self.params))
+
+    def check(self) -> None:
+        """Raises RuntimeError where a parameter lies elsewhere by now, or torch counted a write to it."""
+        if self.versions != _versions(self.params) or self._addresses != addresses(self.params):
+            raise RuntimeError("a parameter was changed inside frozen_weights(); leave the block before training on")
+
+    def packed(self, native: Any, backward: bool) -> Any:
+        """The weights as a planned cell reads them, packed at the first call."""
+        found = self._packed.get((native, backward))
+        if found is None:
+            read = readable(self.params)
+            found = self._packed[native, backward] = native.pack(list(addresses(read)), backward)
+        return found
+
+
+#: The blocks of `frozen_weights` that are open; replaced, never changed.
+frozen_blocks: tuple[FrozenWeights, ...] = ()
+
+
+@contextmanager
+def frozen_weights(params: Sequence[Tensor]) -> Iterator[None]:
+    """Packs `params` (in the order of `spec.parameter_names`) once for all calls inside the block.
+
+    A change to one of them that torch's version counter sees raises at the next call; one that it does not see (a fused
+    optimizer, `.data`) goes unnoticed: leave the block before training on.
+    """
+    global frozen_blocks
+    block = FrozenWeights(params)
+    with _lock:
+        frozen_blocks = (*frozen_blocks, block)
+    try:
+        yield
+    finally:
+        with _lock:
+            frozen_blocks = tuple(b for b in frozen_blocks if b is not block)
+
+
+def frozen_block(params: Sequence[Tensor]) -> FrozenWeights | None:
+    """The open block of exactly these parameters."""
+    return next((block for block in frozen_blocks if block.matches(params)), None)
+
+
+def _versions(params: Sequence[Tensor]) -> tuple[int | None, ...]:
+    """What torch counted of writes; it counts none for inference tensors."""
+    return tuple(None if p.is_inference() else p._version for p in params)
