@@ -50,8 +50,8 @@ class BoundCell {
     for (const py::tuple& place : places) places_.push_back({place[0].cast<py::dict>(), place[1], place[2]});
   }
 
-  // Whether the parameters still are the tensors they were, where they were, and, with `versions`, whether torch counted
-  // no write to them since it gave these numbers (None for a tensor without).
+  // Whether the parameters still are the tensors they were, where they were, and, with `versions`, whether torch
+  // counted no write to them since it gave these numbers (None for a tensor without).
   bool holds(const py::tuple* versions) const {
     for (const Place& place : places_) {
       PyObject* found = PyDict_GetItemWithError(place.dictionary.ptr(), place.key.ptr());

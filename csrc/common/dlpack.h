@@ -1,5 +1,5 @@
-// Tensors as C sees them, without the headers of torch: the DLPack structures (version 1, github.com/dmlc/dlpack), and a
-// reader through the table of functions that tensor classes publish as `__dlpack_c_exchange_api__`.
+// Tensors as C sees them, without the headers of torch: the DLPack structures (version 1, github.com/dmlc/dlpack), and
+// a reader through the table of functions that tensor classes publish as `__dlpack_c_exchange_api__`.
 #pragma once
 #include <Python.h>
 

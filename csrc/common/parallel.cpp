@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -31,14 +32,20 @@ struct Region {
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   std::exception_ptr error;
-  // Guarded by the pool:
-  int seats = 0, inside = 0;  // threads that may still join; threads at work, the caller not counted
+  std::atomic<int> inside{0};  // threads of the pool at work; written under the pool's lock
+  int seats = 0;               // threads that may still join; under the pool's lock
   std::condition_variable left;
 
   Region(Task task, void* context, int64_t tasks) : task(task), context(context), tasks(tasks) {}
 
   void work() noexcept;
 };
+
+// How long threads stay awake after a call, and a call for its last tasks, before they sleep. Asleep, a thread may lie
+// on a core that is taken, or its virtual core be given away: with two threads and calls of 33 ms one after the other,
+// sleeping at once cost 5 to 25 ms a call, 0.1 ms up to 20, 0.5 ms none.
+constexpr std::chrono::microseconds kLinger{500};
+using Clock = std::chrono::steady_clock;
 
 thread_local Region* current = nullptr;
 thread_local bool pooled = false;  // whether this thread is one of the pool's
@@ -56,6 +63,23 @@ void Region::work() noexcept {
   current = outer;
 }
 
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Waits awake for at most kLinger; whether the condition holds.
+template <class Condition>
+bool linger(Condition&& condition) {
+  const Clock::time_point end = Clock::now() + kLinger;
+  while (!condition()) {
+    for (int i = 0; i < 16; i++) pause();
+    if (Clock::now() > end) return false;
+  }
+  return true;
+}
+
 class Pool {
  public:
   void run(Region& region, int helpers) {
@@ -65,9 +89,13 @@ class Pool {
       helpers = region.seats = std::min(helpers, size_);
       if (helpers > 0) open_.push_back(&region);
     }
+    posted_++;
     for (int i = 0; i < helpers; i++) wake_.notify_one();
+    calls_++;
     region.work();
+    linger([&] { return region.inside.load() == 0; });
     std::unique_lock<std::mutex> lock(mutex_);
+    calls_--;
     close(region);
     region.left.wait(lock, [&] { return region.inside == 0; });
   }
@@ -94,6 +122,13 @@ class Pool {
     pooled = true;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
+      if (open_.empty()) {
+        const int64_t seen = posted_.load();
+        lock.unlock();
+        while (!linger([&] { return posted_.load() != seen; }) && calls_.load() > 0) {
+        }
+        lock.lock();
+      }
       wake_.wait(lock, [&] { return !open_.empty(); });
       Region& region = *open_.front();
       region.inside++;
@@ -105,6 +140,8 @@ class Pool {
     }
   }
 
+  std::atomic<int64_t> posted_{0};  // calls so far
+  std::atomic<int> calls_{0};       // calls running now
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Region*> open_;
