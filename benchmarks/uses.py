@@ -1,0 +1,205 @@
+"""The three uses that the CPU backend is chosen for: half types, one step at a time, and a machine with other work.
+
+Each is a table of its own, as none fits the list of cases: they compare dtypes, need the bare C++ call, or another
+process. Contestants take turns, as everywhere here; figures are medians.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmc_kernels import RelationalMemory, RelationalMemoryCell
+from rmc_kernels.backends import cpu
+from rmc_kernels.benchmarks import eager, timing
+from rmc_kernels.benchmarks.contestants import equal_hidden_size
+from rmc_kernels.spec import CellSpec
+
+INPUTS = 64
+LARGE = CellSpec.sonnet(INPUTS, 8, 64, 4)
+SMALL = CellSpec.sonnet(INPUTS, 4, 32, 4)
+_BURN = "while True: pass"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One cell of a table.
+
+    Attributes:
+        use: "half", "step" or "busy".
+        case: the sizes, as shown.
+        contestant: who was timed.
+        seconds: the median of one call.
+        ratio: over the case's yardstick: the eager loop's time over this one, the bare C++ call's under it, or the time
+            of the same contestant alone under it.
+    """
+
+    use: str
+    case: str
+    contestant: str
+    seconds: float
+    ratio: float
+
+
+def half(budget: float) -> list[Figure]:
+    """bfloat16 and float16 on one thread; ratio: the frozen eager float32 loop's time over this one."""
+    figures = []
+    for batch in (16, 64):
+        for training in (False, True):
+            calls = dict(_half_calls(batch, 16, training))
+            mode = "forward + backward" if training else "forward"
+            figures += _against("half", f"B={batch} T=16, {_sizes(LARGE)}, {mode}", calls, "eager", budget, True)
+    return figures
+
+
+def _half_calls(batch: int, steps: int, training: bool) -> Iterator[tuple[str, timing.Call]]:
+    x, memory = torch.randn(batch, steps, INPUTS), torch.randn(batch, LARGE.mem_slots, LARGE.mem_size)
+    layer = RelationalMemory.from_spec(LARGE, backend="cpu")
+    params = {name: value.detach().clone().requires_grad_() for name, value in layer.named_parameters()}
+    grad = torch.randn(batch, steps, LARGE.mem_slots * LARGE.mem_size)
+
+    def timed(run: Callable[[], Tensor], leaves: Iterable[Tensor]) -> timing.Call:
+        wanted = list(leaves)
+
+        def backward() -> object:
+            output = run()
+            return torch.autograd.grad(output, wanted, grad.to(output.dtype))
+
+        return backward if training else torch.no_grad()(run)
+
+    def autocast() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            output: Tensor = layer(x, memory)[0]
+        return output
+
+    yield "eager", timed(lambda: eager.unroll(x, memory, params, LARGE).flatten(2), params.values())
+    yield "cpu float32", timed(lambda: layer(x, memory)[0], layer.parameters())
+    yield "cpu autocast bfloat16", timed(autocast, layer.parameters())
+    for dtype in (torch.bfloat16, torch.float16):
+        other = RelationalMemory.from_spec(LARGE, backend="cpu", dtype=dtype)
+        rows = x.to(dtype)
+        run = timed(lambda other=other, rows=rows: other(rows, memory)[0], other.parameters())  # type: ignore[misc]
+        yield f"cpu {str(dtype).removeprefix('torch.')}", run
+
+
+def step(budget: float) -> list[Figure]:
+    """One step at a time without gradients, one thread; ratio: this time over the bare C++ call's."""
+    figures = []
+    for spec in (SMALL, LARGE):
+        for batch in (1, 4, 16, 64):
+            with ExitStack() as frozen, torch.inference_mode():
+                calls = dict(_step_calls(spec, batch, frozen))
+                figures += _against("step", f"B={batch}, {_sizes(spec)}", calls, "C++ call", budget, False)
+    return figures
+
+
+def _step_calls(spec: CellSpec, batch: int, frozen: ExitStack) -> Iterator[tuple[str, timing.Call]]:
+    cell, free = (RelationalMemoryCell.from_spec(spec, backend="cpu") for _ in range(2))
+    x, memory = torch.randn(batch, INPUTS), cell.initial_memory(batch)
+    params = {name: value.detach() for name, value in cell.named_parameters()}
+    frozen.enter_context(cell.frozen_weights())
+    kernels = cpu.kernels(torch.float32, cpu.forced_isa)[batch * spec.mem_slots >= cpu.AMX_ROWS]
+    native = cpu.cell(spec, *kernels)
+    pointers = tuple(params[name].data_ptr() for name in spec.parameter_names)
+    packed, out = native.pack(list(pointers), False), torch.empty_like(memory)
+    tensors = (x.data_ptr(), memory.data_ptr(), 0, 0, 0, 0)
+    row, gate = eager.hoist(x[:, None], params, spec)
+    compiled = eager.compiled_step()
+    hidden = equal_hidden_size(spec.parameter_count, INPUTS, 4)
+    lstm, state = nn.LSTMCell(INPUTS, hidden), (torch.zeros(batch, hidden), torch.zeros(batch, hidden))
+
+    def bare(weights: Any) -> timing.Call:
+        return lambda: native.forward((batch, 1, 1), tensors, pointers, weights, out.data_ptr(), 0, 0)
+
+    yield "C++ call", bare(packed)
+    yield "cell, frozen", lambda: cell(x, memory)
+    yield "C++ call that packs", bare(None)
+    yield "cell", lambda: free(x, memory)
+    yield "eager", lambda: eager.unroll(x[:, None], memory, params, spec)
+    yield "compile, without the input", lambda: compiled(memory, row, gate, params, spec)
+    yield f"nn.LSTMCell, {hidden} units", lambda: lstm(x, state)
+
+
+def busy(budget: float) -> list[Figure]:
+    """Another process on one core, default threads, forward; ratio: the time beside it over the time alone."""
+    figures = []
+    for batch in (1, 16):
+        x = torch.randn(batch, 16, INPUTS)
+        layers = {name: RelationalMemory.from_spec(LARGE, backend=name) for name in ("cpu", "reference")}
+        calls: dict[str, timing.Call] = {
+            name: torch.no_grad()(lambda layer=layer: layer(x)) for name, layer in layers.items()
+        }  # type: ignore[misc]
+        alone = _medians(calls, budget, torch.get_num_threads())
+        with neighbour():
+            beside = _medians(calls, budget, torch.get_num_threads())
+        case = f"B={batch} T=16, {_sizes(LARGE)}, {torch.get_num_threads()} threads"
+        figures += [Figure("busy", case, name, beside[name], beside[name] / alone[name]) for name in calls]
+    return figures
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """Another process that never waits, held to one core where the system allows it."""
+    process = subprocess.Popen([sys.executable, "-c", _BURN])
+    try:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
+        time.sleep(0.3)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+#: name -> (title, what the ratio is, function)
+USES: dict[str, tuple[str, str, Callable[[float], list[Figure]]]] = {
+    "half": ("Half types, one thread", "times faster than eager float32", half),
+    "step": ("One step, one thread, no gradients", "times the C++ call with packed weights", step),
+    "busy": ("Another process on one core", "times the time alone", busy),
+}
+
+
+def markdown(figures: Iterable[Figure]) -> str:
+    """A table for each use."""
+    lines: list[str] = []
+    for use, (title, ratio, _) in USES.items():
+        rows = [figure for figure in figures if figure.use == use]
+        if rows:
+            lines += [f"### {title}", "", f"| case | contestant | us a call | {ratio} |", "|---|---|---:|---:|"]
+            lines += [f"| {f.case} | {f.contestant} | {f.seconds * 1e6:.1f} | {f.ratio:.2f} |" for f in rows] + [""]
+    return "\n".join(lines)
+
+
+def as_json(figures: Iterable[Figure]) -> str:
+    """The figures, to keep."""
+    return json.dumps([asdict(figure) for figure in figures], indent=1)
+
+
+def _against(
+    use: str, case: str, calls: dict[str, timing.Call], yardstick: str, budget: float, speedup: bool
+) -> list[Figure]:
+    medians = _medians(calls, budget, 1)
+    base = medians[yardstick]
+    return [Figure(use, case, name, s, base / s if speedup else s / base) for name, s in medians.items()]
+
+
+def _medians(calls: dict[str, timing.Call], budget: float, threads: int) -> dict[str, float]:
+    clock = timing.by_cpu if threads == 1 else timing.by_wall
+    entries = [timing.Entry(call, threads, clock) for call in calls.values()]
+    samples = timing.interleave(entries, budget, lambda threads: None)
+    return {name: statistics.median(s.seconds for s in taken) for name, taken in zip(calls, samples, strict=True)}
+
+
+def _sizes(spec: CellSpec) -> str:
+    return f"{spec.mem_slots} slots, D={spec.mem_size}"
