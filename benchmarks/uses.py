@@ -137,15 +137,17 @@ def busy(budget: float) -> list[Figure]:
     for batch in (1, 16):
         x = torch.randn(batch, 16, INPUTS)
         layers = {name: RelationalMemory.from_spec(LARGE, backend=name) for name in ("cpu", "reference")}
-        calls: dict[str, timing.Call] = {
-            name: torch.no_grad()(lambda layer=layer: layer(x)) for name, layer in layers.items()
-        }  # type: ignore[misc]
+        calls = {name: _forward(layer, x) for name, layer in layers.items()}
         alone = _medians(calls, budget, torch.get_num_threads())
         with neighbour():
             beside = _medians(calls, budget, torch.get_num_threads())
         case = f"B={batch} T=16, {_sizes(LARGE)}, {torch.get_num_threads()} threads"
         figures += [Figure("busy", case, name, beside[name], beside[name] / alone[name]) for name in calls]
     return figures
+
+
+def _forward(layer: RelationalMemory, x: Tensor) -> timing.Call:
+    return torch.no_grad()(lambda: layer(x))
 
 
 @contextmanager

@@ -83,6 +83,23 @@ class Cell:
     ) -> None:
         """`grads` is the given gradient of the memories, then where those of x, memory, reset_memory go."""
 
+class BoundCell:
+    """A cell bound to the parameters of one layer. `rmc_kernels.backends.bound` is its only caller."""
+
+    def __init__(self, api: object, params: list[object], places: list[tuple[object, ...]]) -> None:
+        """`api` is torch's `__dlpack_c_exchange_api__`; a place is (dictionary, key, value)."""
+    def forward(
+        self,
+        cell: Cell,
+        x: object,
+        memory: object,
+        memories: object,
+        packed: PackedWeights | None,
+        versions: tuple[int | None, ...],
+        threads: int,
+    ) -> bool:
+        """False where a parameter is not what and where it was, or a tensor is not laid out as the kernels read it."""
+
 def parallel_regions() -> int:
     """Returns how many parallel regions this process has entered."""
 

@@ -128,12 +128,12 @@ class RelationalMemory(MemoryModule):
             TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
         """
         errors.boolean("return_attention", return_attention)
+        if isinstance(x, PackedSequence):
+            return self._forward_packed(x, memory, lengths, resets, return_attention)
         if memory is not None and lengths is None and resets is None and self.batch_first and not return_attention:
             memories = self._inference(x, memory, sequence=True)
             if memories is not None:
                 return self._read(memories, x.dtype), memories[:, -1].contiguous()
-        if isinstance(x, PackedSequence):
-            return self._forward_packed(x, memory, lengths, resets, return_attention)
         extra = self._leading_axes(x, "B, T" if self.batch_first else "T, B")
         if extra == 1:
             return self._forward_unbatched(x, memory, lengths, resets, return_attention)

@@ -13,6 +13,7 @@
 
 #include "cell/kernels.h"
 #include "cell/plan.h"
+#include "common/interrupt.h"
 #include "common/parallel.h"
 #include "tests/check.h"
 
@@ -193,6 +194,48 @@ void test_exceptions() {
   }
 }
 
+// Many callers share the pool; each gets all of its tasks done once.
+void test_pool() {
+  constexpr int kCallers = 4, kTasks = 37, kRounds = 50;
+  std::vector<std::thread> callers;
+  std::vector<int> wrong(kCallers, 0);
+  for (int c = 0; c < kCallers; c++) {
+    callers.emplace_back([c, &wrong] {
+      for (int round = 0; round < kRounds; round++) {
+        std::vector<int> done(kTasks, 0);
+        rmc::parallel_for(kTasks, 2 + (c + round) % 3, [&](int64_t i) { done[static_cast<size_t>(i)]++; });
+        for (int times : done) wrong[static_cast<size_t>(c)] += times != 1;
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (int count : wrong) check(count == 0, "each task of each call runs once");
+}
+
+// An interrupted call stops before its last step, and the next one is right.
+void test_interrupt(const Named& cell) {
+  const rmc::Isa isa = rmc::supported_isas().back();
+  for (int threads : {1, 3}) {
+    Problem<float> right(cell.config, isa, rmc::Precision::kFloat32, 64, 5);
+    Problem<float> stopped(cell.config, isa, rmc::Precision::kFloat32, 64, 5);
+    right.run(threads, false, false);
+    for (float& value : stopped.memories) value = 12345;
+    bool caught = false;
+    rmc::set_interrupt_question([] { return true; });
+    try {
+      stopped.run(threads, false, false);
+    } catch (const rmc::Interrupted&) {
+      caught = true;
+    }
+    rmc::set_interrupt_question(nullptr);
+    int64_t untouched = 0;
+    for (float value : stopped.memories) untouched += value == 12345;
+    check(caught && untouched > 0, "an interrupted call ends early");
+    stopped.run(threads, false, false);
+    check(same(right.results(), stopped.results()), "an interruption leaves nothing behind");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -206,6 +249,8 @@ int main() {
   }
   test_callers(cells().front(), rmc::supported_isas().back());
   test_exceptions();
+  test_pool();
+  test_interrupt(cells().front());
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

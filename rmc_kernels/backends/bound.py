@@ -28,10 +28,10 @@ class BoundLayer:
 
     def __init__(self, spec: CellSpec, params: Sequence[Tensor], places: Sequence[Place]) -> None:
         self._spec, self._params, self._dtype = spec, tuple(params), params[0].dtype
-        self._native = cpu._C.BoundCell(_TENSORS, list(params), list(places))
+        self._native = cpu.bound_cell(_TENSORS, params, places)
         self._cells: dict[cpu.Kernels, Any] = {}  # cpu.cell hashes the whole spec: 3 us
-        self._blocks: tuple[weights.FrozenWeights, ...] = ()
-        self._block: weights.FrozenWeights | None = None
+        #: The open blocks when last looked at, and the one of these parameters; one value, for threads.
+        self._frozen: tuple[tuple[weights.FrozenWeights, ...], weights.FrozenWeights | None] = ((), None)
 
     def __call__(self, x: Tensor, memory: Tensor, sequence: bool) -> Tensor | None:
         """The memories after each step.
@@ -48,22 +48,21 @@ class BoundLayer:
             return None
         if x.dtype is not self._dtype or memory.dim() != 3:
             return None
-        rows = memory.shape[0] * memory.shape[1]
-        kernels = cpu.kernels(self._dtype, cpu.forced_isa)[rows >= cpu.AMX_ROWS]
+        kernels = cpu.kernels(self._dtype, cpu.forced_isa)[memory.shape[0] * memory.shape[1] >= cpu.AMX_ROWS]
         cell = self._cells.get(kernels)
         if cell is None:
             cell = self._cells[kernels] = cpu.cell(self._spec, *kernels)
-        packed, versions = None, ()
-        if self._blocks is not weights.frozen_blocks:
-            self._blocks, self._block = weights.frozen_blocks, weights.frozen_block(self._params)
-        if self._block is not None:
-            packed, versions = self._block.packed(cell, False), self._block.versions
-        read = x.float() if self._dtype in weights.HALF_TYPES else x
-        if sequence:
-            memories = memory.new_empty((x.shape[0], x.shape[1], *memory.shape[1:]))
-        else:
-            memories = torch.empty_like(memory)  # C++ refuses a memory that is not contiguous
-        done = self._native.forward(cell, read, memory, memories, packed, versions, torch.get_num_threads())
+        blocks, block = self._frozen
+        if blocks is not weights.frozen_blocks:
+            blocks = weights.frozen_blocks
+            block = next((b for b in blocks if b.matches(self._params)), None)
+            self._frozen = blocks, block
+        packed, versions = (None, ()) if block is None else (block.packed(cell, False), block.versions)
+        rows, start = weights.as_read(x), weights.as_read(memory)
+        if self._dtype in weights.HALF_TYPES:
+            rows = rows.float()
+        memories = start.new_empty((*x.shape[:2], *start.shape[1:])) if sequence else torch.empty_like(start)
+        done = self._native.forward(cell, rows, start, memories, packed, versions, torch.get_num_threads())
         return memories if done else None
 
 
@@ -78,7 +77,7 @@ def bind(spec: CellSpec, params: Sequence[Tensor], places: Sequence[Place]) -> B
     Returns:
         None where this torch does not tell C how tensors lie, or where they do not lie as the C++ code reads them.
     """
-    if _TENSORS is None or not is_plain(*params):
+    if _TENSORS is None or not is_plain(*params) or any(map(Tensor.is_neg, params)):
         return None
     try:
         return BoundLayer(spec, params, places)

@@ -19,7 +19,7 @@ from rmc_kernels.backends.protocol import Call
 from rmc_kernels.backends.weights import HALF_TYPES, addresses, as_read, frozen_block, frozen_weights, readable
 from rmc_kernels.spec import CellSpec
 
-__all__ = ["ISAS", "CpuBackend", "allow_amx_split", "cell", "forced_isa", "frozen_weights", "kernels"]
+__all__ = ["ISAS", "CpuBackend", "allow_amx_split", "bound_cell", "cell", "forced_isa", "frozen_weights", "kernels"]
 
 try:
     from rmc_kernels import _C
@@ -60,6 +60,15 @@ def cell(spec: CellSpec, precision: str, isa: str) -> Any:
     config |= {"key_size": spec.key_width, "rows": spec.rows, "gate_style": spec.gate_style or ""}
     config |= {"forget_bias": spec.forget_bias, "input_bias": spec.input_bias}
     return _C.Cell(config, precision, isa)
+
+
+def bound_cell(tensors: object, params: Sequence[Tensor], places: Sequence[tuple[object, ...]]) -> Any:
+    """A cell bound to parameters; see `bound.BoundLayer`.
+
+    Raises:
+        ValueError: they do not lie as the C++ code reads them.
+    """
+    return _C.BoundCell(tensors, list(params), list(places))
 
 
 def kernels(dtype: torch.dtype, forced: str) -> tuple[Kernels, Kernels]:

@@ -29,7 +29,7 @@ def readable(params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def as_read(tensor: Tensor) -> Tensor:
     """Contiguous, and with no sign left to be flipped: the C++ code reads plain memory."""
-    return tensor.resolve_neg().contiguous()
+    return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
 
 
 class FrozenWeights:
