@@ -52,18 +52,17 @@ class InputRows {
         }
       }
     }
-    if (plan_.config.input_projection)
-      gemm(x, 0, w.matrix(plan_.input), w.bias(plan_.input), u, 0, rows.count, Start::kBias);
+    if (plan_.config.input_projection) w.multiply(plan_.input, {x, 0, w.bias(plan_.input), u, 0, rows.count});
     if (!plan_.live_inputs) {
       const Block& block = plan_.block_at(0);
-      gemm(u, 0, w.matrix(block.qkv), w.bias(block.qkv), raw, 0, rows.count, Start::kBias);
+      w.multiply(block.qkv, {u, 0, w.bias(block.qkv), raw, 0, rows.count});
       if (plan_.config.qkv_norm) {
         norm_rows<V>({raw, 0}, {}, Affine<T>(block.qkv_norm, w.packed), true, {}, {qkv, 0}, rstd, rows, rows.count);
       }
     }
     if (plan_.G) {
       if (plan_.n > 1) flatten(steps);
-      gemm(flat, 0, w.matrix(plan_.input_gate), w.bias(plan_.input_gate), gates, 0, pairs.count, Start::kBias);
+      w.multiply(plan_.input_gate, {flat, 0, w.bias(plan_.input_gate), gates, 0, pairs.count});
     }
   }
 

@@ -116,15 +116,21 @@ class Builder {
     for (int64_t b = 0; b < plan_.unique_blocks; b++) {
       Block block;
       block.qkv = linear(qkv_, width_);
+      block.qkv.reused = true;  // by memory rows and input rows
       block.qkv.centred = config_.qkv_norm && !config_.joint_norm;
       if (config_.qkv_norm) block.qkv_norm = norm(qkv_);
       if (config_.output_projection) block.output = linear(width_, width_);
+      block.output.reused = config_.tied;
       if (config_.attention_norm) block.attention_norm = norm(width_);
       if (config_.mlp_norm) block.mlp_norm = norm(width_);
       storage_->blocks.push_back(block);
     }
     plan_.unique_layers = config_.tied ? 1 : plan_.L;
-    for (int64_t l = 0; l < plan_.unique_layers; l++) storage_->layers.push_back(linear(width_, width_));
+    for (int64_t l = 0; l < plan_.unique_layers; l++) {
+      Linear layer = linear(width_, width_);
+      layer.reused = config_.tied || plan_.blocks > 1;  // blocks share their MLP
+      storage_->layers.push_back(layer);
+    }
     if (plan_.G) {
       plan_.input_gate = linear(gates_, rows_);
       plan_.memory_gate = linear(gates_, width_);
@@ -171,6 +177,7 @@ class Builder {
     plan_.norm_gradient_size = grad;
     each_linear([&](Linear& l) {
       l.packed = take(packed, packed_size(terms_, l.in.padded, l.out.padded));
+      plan_.widest_input = std::max(plan_.widest_input, l.in.padded);
       l.bias = take(packed, l.out.padded);
       l.grad = take(grad, l.out.padded * l.in.padded);
       l.grad_bias = take(grad, l.out.padded);

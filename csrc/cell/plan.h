@@ -39,6 +39,7 @@ struct Axis {
 struct Linear {
   int weight = -1, bias_param = -1;  // positions in the list of parameters
   Axis out, in;
+  bool reused = false;   // a step multiplies with it more than once
   bool centred = false;  // the mean over the outputs is subtracted: the LayerNorm behind it then has mean 0
   int64_t packed = 0, packed_back = 0, bias = 0, grad = 0, grad_bias = 0;
 };
@@ -83,6 +84,7 @@ struct Plan {
   int64_t unique_blocks = 0, unique_layers = 0;
   int forget_bias_param = -1, input_bias_param = -1;
   int64_t params = 0;
+  int64_t widest_input = 0;                      // the longest padded input axis of a Linear
   int64_t means = 0;                             // offset in the packed weights of room for the means of one Linear
   int64_t forward_weights = 0, all_weights = 0;  // elements of the packed weights, without and with the transposes
   int64_t gradient_size = 0;                     // elements of one gradient accumulator; those of norms come first:

@@ -31,8 +31,8 @@ class Step {
     }
     if (plan_.G) {
       const int64_t p = range.at * tile_.rows.slots.count;
-      gemm(a.memory_tanh, p, tile_.weights.matrix(plan_.memory_gate), nullptr, a.gates, p,
-           range.count * tile_.rows.slots.count, Start::kBias);
+      tile_.weights.multiply(plan_.memory_gate,
+                             {a.memory_tanh, p, nullptr, a.gates, p, range.count * tile_.rows.slots.count});
       tile_.clock.end(Phase::kGateProduct);
     }
   }
@@ -73,7 +73,7 @@ class Step {
   void project_and_attend(const BlockActivations<V>& a, const Block& block, bool keep, const StepRange& range) {
     const Weights<V>& w = tile_.weights;
     const int64_t p = first(range), panels = range.count * live().count;
-    gemm(a.input, p, w.matrix(block.qkv), w.bias(block.qkv), a.raw, p, panels, Start::kBias);
+    w.multiply(block.qkv, {a.input, p, w.bias(block.qkv), a.raw, p, panels});
     tile_.clock.end(Phase::kQkv);
     if (plan_.config.qkv_norm) {
       // A joint norm has a mean to subtract: its normalised values replace the raw ones where they are kept.
@@ -87,7 +87,7 @@ class Step {
     tile_.clock.end(Phase::kAttention);
     const Window<V> mixed{a.mixed, p}, residual = plan_.config.attention_residual ? Window<V>{a.input, p} : Window<V>{};
     if (plan_.config.output_projection) {
-      gemm(a.attended, p, w.matrix(block.output), w.bias(block.output), a.mixed, p, panels, Start::kBias);
+      w.multiply(block.output, {a.attended, p, w.bias(block.output), a.mixed, p, panels});
       tile_.clock.end(Phase::kOutput);
     }
     combine(mixed, residual, block.attention_norm, {a.mixed_hat, p}, mixed, keep ? a.mixed_rstd : nullptr, range);
@@ -113,8 +113,8 @@ class Step {
       const bool last = l + 1 == plan_.L, relu = !last || plan_.config.relu_last;
       const bool kept = !last || (relu && keep);
       const Window<V> to = kept ? Window<V>{a.layer(l, keep), p} : Window<V>{spare, 0};
-      gemm(from.matrix, from.first, tile_.weights.matrix(layer), tile_.weights.bias(layer), to.matrix, to.first, panels,
-           Start::kBias, relu);
+      tile_.weights.multiply(
+          layer, {from.matrix, from.first, tile_.weights.bias(layer), to.matrix, to.first, panels, Start::kBias, relu});
       from = to;
     }
     tile_.clock.end(Phase::kMlp);

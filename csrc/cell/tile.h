@@ -47,8 +47,8 @@ struct Tile {
   int64_t end = 0;  // steps until the last element of the tile has ended
   PhaseClock clock;
 
-  Tile(const Plan& p, const CellInputs& i, const T* packed, int64_t b, int64_t count)
-      : plan(p), in(i), weights{p, packed}, first(b), rows(p, count) {
+  Tile(const CellInputs& i, const Weights<V>& w, int64_t b, int64_t count)
+      : plan(w.plan), in(i), weights(w), first(b), rows(plan, count) {
     for (int64_t e = 0; e < count; e++) end = ends(e) > end ? ends(e) : end;
   }
 

@@ -1,6 +1,7 @@
 // All parameters of a cell as the kernels read them: matrices packed, vectors padded.
 #pragma once
 #include "cell/plan.h"
+#include "gemm/gemm.h"
 #include "gemm/pack.h"
 
 namespace rmc {
@@ -11,8 +12,15 @@ struct Weights {
   using T = typename V::T;
   const Plan& plan;
   const T* packed;
+  // Where matrices that are not reused are read instead, if not null, and room to pack 4 W columns of any of them.
+  const void* const* params = nullptr;
+  T* room = nullptr;
 
-  const T* matrix(const Linear& l) const { return packed + l.packed; }
+  void multiply(const Linear& l, const Product<V>& product) const {
+    if (!params || l.reused) return gemm<V>(product, packed + l.packed);
+    if constexpr (V::kTerms == 0)
+      gemm<V>(product, Matrix<V>{static_cast<const T*>(params[l.weight]), l.in, 1, l.out, l.in.size, nullptr}, room);
+  }
   const T* transposed(const Linear& l) const { return packed + l.packed_back; }
   const T* bias(const Linear& l) const { return packed + l.bias; }
 };
@@ -23,7 +31,7 @@ struct Packer {
   const Plan& plan;
   const void* const* params;
   T* packed;
-  bool backward;
+  bool backward, only_reused;
 
   const T* param(int index) const { return static_cast<const T*>(params[index]); }
 
@@ -52,6 +60,7 @@ struct Packer {
         if (l.out.index[i] >= 0) packed[l.bias + i] -= total;
       }
     }
+    if (only_reused && !l.reused) return;
     pack<V>({weight, l.in, 1, l.out, l.in.size, mean}, packed + l.packed);
     // Not centred: the gradient behind a LayerNorm has mean 0, so the mean of the weights does not matter.
     if (backward) pack<V>({weight, l.out, l.in.size, l.in, 1, nullptr}, packed + l.packed_back);
@@ -99,7 +108,13 @@ struct Packer {
 
 template <class V>
 void pack_weights(const Plan& plan, const void* const* params, bool backward, void* packed) {
-  Packer<V>{plan, params, static_cast<typename V::T*>(packed), backward}.all();
+  Packer<V>{plan, params, static_cast<typename V::T*>(packed), backward, false}.all();
+}
+
+// The vectors, and the matrices that a step reuses.
+template <class V>
+void pack_reused(const Plan& plan, const void* const* params, void* packed) {
+  Packer<V>{plan, params, static_cast<typename V::T*>(packed), false, true}.all();
 }
 
 }  // namespace RMC_ISA

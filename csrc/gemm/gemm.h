@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "gemm/pack.h"
 #include "gemm/panels.h"
 
 namespace rmc {
@@ -78,35 +79,81 @@ inline GemmKernel<V> gemm_kernel_of(int height) {
   return gemm_kernel_of<V, C>(height, std::make_integer_sequence<int, V::kMaxRows>());
 }
 
-// `count` panels from panel `first_a` of A and `first_c` of C. `weights` holds [A.columns, C.columns].
+// The kernels of a panel height, by the vectors of columns that they take: four, two or one.
+template <class V>
+class GemmKernels {
+ public:
+  explicit GemmKernels(int height) : one_(gemm_kernel_of<V, 1>(height)), two_(gemm_kernel_of<V, 2>(height)) {
+    if constexpr (V::kWideRows > 0) {
+      if (height <= V::kWideRows) four_ = gemm_kernel_of<V, 4>(height, std::make_integer_sequence<int, V::kWideRows>());
+    }
+  }
+  int64_t take(int64_t left) const { return left >= 4 && four_ ? 4 : left >= 2 ? 2 : 1; }
+  GemmKernel<V> operator[](int64_t take) const { return take == 4 ? four_ : take == 2 ? two_ : one_; }
+
+ private:
+  GemmKernel<V> one_, two_, four_ = nullptr;
+};
+
+// One product: `count` panels from panel `first_a` of A and `first_c` of C.
+template <class V>
+struct Product {
+  using T = typename V::T;
+  const Panels<V>& a;
+  int64_t first_a;
+  const T* bias;  // null: none
+  const Panels<V>& c;
+  int64_t first_c, count;
+  Start start = Start::kBias;
+  bool relu = false;
+
+  // A block of k for the columns of chunk j on; `w` are their packed weights.
+  void block(const GemmKernels<V>& kernels, int64_t take, int64_t j, int64_t k0, const T* w) const {
+    constexpr int W = V::W;
+    const int64_t K = a.columns, k = K - k0 < kBlockK ? K - k0 : kBlockK;
+    const bool accumulate = k0 > 0 || start == Start::kAccumulate;
+    for (int64_t p = 0; p < count; p++) {
+      kernels[take](k, a.panel(first_a + p) + k0 * a.height, w + k0 * (take == 1 ? 1 : 2) * W, 2 * W * K,
+                    bias && k0 == 0 ? bias + j * W : nullptr, accumulate, relu && k0 + k == K,
+                    c.panel(first_c + p) + j * c.height * W);
+    }
+  }
+};
+
+// `weights` holds [A.columns, C.columns], packed.
+template <class V>
+void gemm(const Product<V>& product, const typename V::T* weights) {
+  if constexpr (V::kTerms > 0) {
+    const Product<V>& p = product;
+    return tile_gemm(p.a, p.first_a, weights, p.bias, p.c, p.first_c, p.count, p.start, p.relu);
+  }
+  const int64_t K = product.a.columns, chunks = product.c.columns / V::W;
+  const GemmKernels<V> kernels(product.a.height);
+  for (int64_t k0 = 0; k0 < K; k0 += kBlockK) {
+    for (int64_t j = 0, take; j < chunks; j += take) {
+      take = kernels.take(chunks - j);
+      product.block(kernels, take, j, k0, weights + j * V::W * K);
+    }
+  }
+}
+
+// The same, the same bits, with weights that are packed a few columns at a time, in `room` for 4 W columns: where they
+// are used only once, writing all of them and reading them again takes longer than the product.
+template <class V>
+void gemm(const Product<V>& product, const Matrix<V>& weights, typename V::T* room) {
+  const int64_t K = product.a.columns, chunks = product.c.columns / V::W;
+  const GemmKernels<V> kernels(product.a.height);
+  for (int64_t j = 0, take; j < chunks; j += take) {
+    take = kernels.take(chunks - j);
+    pack_columns<V>(weights, j * V::W, take * V::W, room);
+    for (int64_t k0 = 0; k0 < K; k0 += kBlockK) product.block(kernels, take, j, k0, room);
+  }
+}
+
 template <class V>
 void gemm(const Panels<V>& a, int64_t first_a, const typename V::T* weights, const typename V::T* bias,
           const Panels<V>& c, int64_t first_c, int64_t count, Start start, bool relu = false) {
-  if constexpr (V::kTerms > 0) return tile_gemm(a, first_a, weights, bias, c, first_c, count, start, relu);
-  using T = typename V::T;
-  constexpr int W = V::W;
-  const int64_t K = a.columns, chunks = c.columns / W;
-  const int height = a.height;
-  const GemmKernel<V> two = gemm_kernel_of<V, 2>(height), one = gemm_kernel_of<V, 1>(height);
-  GemmKernel<V> four = nullptr;
-  if constexpr (V::kWideRows > 0) {
-    if (height <= V::kWideRows) four = gemm_kernel_of<V, 4>(height, std::make_integer_sequence<int, V::kWideRows>());
-  }
-  for (int64_t k0 = 0; k0 < K; k0 += kBlockK) {
-    const int64_t k = K - k0 < kBlockK ? K - k0 : kBlockK;
-    const bool accumulate = k0 > 0 || start == Start::kAccumulate, last = k0 + k == K;
-    for (int64_t j = 0; j < chunks;) {
-      const int64_t left = chunks - j, take = left >= 4 && four ? 4 : left >= 2 ? 2 : 1;
-      const GemmKernel<V> kernel = take == 4 ? four : take == 2 ? two : one;
-      const T* w = weights + j * W * K + k0 * (take == 1 ? 1 : 2) * W;
-      const T* b = bias && k0 == 0 ? bias + j * W : nullptr;
-      for (int64_t p = 0; p < count; p++) {
-        kernel(k, a.panel(first_a + p) + k0 * height, w, 2 * W * K, b, accumulate, relu && last,
-               c.panel(first_c + p) + j * height * W);
-      }
-      j += take;
-    }
-  }
+  gemm<V>(Product<V>{a, first_a, bias, c, first_c, count, start, relu}, weights);
 }
 
 }  // namespace RMC_ISA

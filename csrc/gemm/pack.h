@@ -55,20 +55,26 @@ struct Matrix {
   }
 };
 
+// Some columns of a matrix, as a packed matrix of their own.
 template <class V>
-void pack(const Matrix<V>& matrix, typename V::T* packed) {
-  if constexpr (V::kTerms > 0) return tile_pack(matrix, packed);
+void pack_columns(const Matrix<V>& matrix, int64_t first, int64_t columns, typename V::T* packed) {
   constexpr int W = V::W;
-  const int64_t K = matrix.k_axis.padded, columns = matrix.column_axis.padded;
+  const int64_t K = matrix.k_axis.padded;
   for (int64_t c = 0; c < columns; c += W) {
     for (int64_t k = 0; k < K; k += W) {
       V rows[W];
-      matrix.block(k, c, rows);
+      matrix.block(k, first + c, rows);
       int64_t step;
       typename V::T* to = packed_block<V>(packed, K, columns, k, c, &step);
       for (int i = 0; i < W; i++) rows[i].store(to + i * step);
     }
   }
+}
+
+template <class V>
+void pack(const Matrix<V>& matrix, typename V::T* packed) {
+  if constexpr (V::kTerms > 0) return tile_pack(matrix, packed);
+  pack_columns<V>(matrix, 0, matrix.column_axis.padded, packed);
 }
 
 // A vector with its padding, `rows` of them.
