@@ -22,6 +22,8 @@ def about(result: SuiteResult) -> str:
         f"torch {machine['torch']}, Python {machine['python']}, rmc_kernels {machine['rmc_kernels']}; "
         f"load average before the run {_number(machine['load'])}."
     ]
+    if "seconds" in machine:
+        lines.append(f"The run took {machine['seconds']:.0f} s.")
     if doubted:
         lines.append(f"{len(doubted)} of {len(result.cases)} cases are in doubt; the reasons, and in how many cases:")
         reasons: dict[str, list[CaseResult]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -120,7 +121,7 @@ def run_suite(
         if (threads is None or case.threads in threads) and (device == "cpu" or case.threads == 1)
     ]
     console = console or Console(quiet=True)
-    about = machine.describe(device)
+    start, about = time.perf_counter(), machine.describe(device)
     names, absent = taking_part(backend, [case for case, _ in chosen], device)
     results = []
     pace = Pace([group.seconds for _, group in chosen], suite.limit)
@@ -136,6 +137,7 @@ def run_suite(
             paced = replace(group, seconds=pace.allowance(number))
             results.append(run_case(case, paced, names, device, about["load"], meter, show))
             show(1)
+    about |= {"seconds": time.perf_counter() - start, "load_after": contention.load_average()}
     result = SuiteResult(name, about, absent, results)
     if out_dir is not None:
         result.write(out_dir / f"bench-{name}.json")

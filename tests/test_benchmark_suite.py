@@ -224,6 +224,7 @@ def test_a_suite_runs(tmp_path: Path) -> None:
     assert [case.case.threads for case in result.cases] == [1, 2]
     assert all(figure.status == "timed" and figure.seconds for case in result.cases for figure in case.figures)
     assert SuiteResult.from_json((tmp_path / "bench-demo.json").read_text()) == result
+    assert result.machine["seconds"] > 0
     assert any("Ceilings were not measured" in note for note in result.notes())
     assert [case.case.threads for case in run_suite("demo", backend="reference", threads=[1]).cases] == [1]
 
