@@ -20,6 +20,7 @@ from rich.table import Table
 from rmc_kernels.benchmarks.contestants import YARDSTICK
 from rmc_kernels.benchmarks.record import CaseResult, Figure
 from rmc_kernels.benchmarks.suite import SuiteResult
+from rmc_kernels.benchmarks.table import print_wide
 
 Verdict = Literal["slower", "faster", "more memory", "lost", "same"]
 REGRESSIONS: tuple[Verdict, ...] = ("slower", "more memory", "lost")
@@ -91,7 +92,7 @@ def interval(old: Sequence[float], new: Sequence[float]) -> Interval:
 def show(changes: Sequence[Change], old: SuiteResult, new: SuiteResult, console: Console) -> None:
     """Print a table, what makes the two hard to compare, and the verdict."""
     table = Table(title=f"new over old; interval of {100 * CONFIDENCE:.0f} %", title_justify="left")
-    table.add_column("case", overflow="fold")
+    table.add_column("case", no_wrap=True)
     table.add_column("contestant", no_wrap=True)
     for header in ("time", "interval", "peak memory"):
         table.add_column(header, justify="right", no_wrap=True)
@@ -106,7 +107,7 @@ def show(changes: Sequence[Change], old: SuiteResult, new: SuiteResult, console:
         table.add_row(
             change.case, change.contestant, time, span, memory, change.relative_to, change.verdict, style=style
         )  # fmt: skip
-    console.print(table)
+    print_wide(table, console)
     for name in ("processor", "torch", "python", "cores"):
         if old.machine[name] != new.machine[name]:
             console.print(f"Not the same {name}: {old.machine[name]}, then {new.machine[name]}.", style="yellow")

@@ -18,11 +18,16 @@ WIDTH = 136
 
 
 def show(cases: Sequence[CaseResult], title: str, console: Console) -> None:
-    """Print the table at its full width: a narrow terminal or a log wraps its lines, and cuts no figure off."""
+    """Print the table at its full width."""
+    print_wide(render(cases, title), console)
+
+
+def print_wide(table: Table, console: Console) -> None:
+    """Print a table in `WIDTH` columns at least: a narrow terminal or a log wraps its lines, and cuts no figure off."""
     width = console.width
     console.width = max(width, WIDTH)
     try:
-        console.print(render(cases, title), crop=False)
+        console.print(table, crop=False)
     finally:
         console.width = width
 

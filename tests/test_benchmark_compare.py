@@ -112,6 +112,7 @@ def test_the_exit_code_tells(tmp_path: Path, factor: float, code: int) -> None:
     found = CliRunner().invoke(bench, ["compare", str(old), str(new)])
     assert found.exit_code == code, found.output
     assert "Not the same torch" in found.output
+    assert SMALL.name in found.output
     assert f"{code} slower" in found.output
     if factor > 1:
         assert CliRunner().invoke(bench, ["compare", str(old), str(new), "--threshold", "0.6"]).exit_code == 0
