@@ -1,5 +1,6 @@
 """How fast the cell is, measured as a sceptical reader would: `rmc bench`.
 
-cases -> problem -> contestants -> parity -> timing (with ceilings) -> record -> table, plots; suite runs them in this
-order. Shipped as `rmc_kernels.benchmarks`.
+cases -> problem -> contestants (eager, models) -> parity -> timing (with ceilings) -> memory -> record -> scaling ->
+table, plots; suite runs them in this order. compare and report start from its JSON, profiling from a case. Shipped as
+`rmc_kernels.benchmarks`.
 """

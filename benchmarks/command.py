@@ -10,20 +10,32 @@ import typer
 from rich.console import Console
 
 from rmc_kernels import backends
-from rmc_kernels.benchmarks.cases import SUITES
+from rmc_kernels.benchmarks import compare as comparison
+from rmc_kernels.benchmarks import profiling, report
+from rmc_kernels.benchmarks.cases import SUITES, Case
 from rmc_kernels.benchmarks.contestants import RIVALS
-from rmc_kernels.benchmarks.suite import run_suite
+from rmc_kernels.benchmarks.suite import SuiteResult, run_suite
+
+bench = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+Result = Annotated[Path, typer.Argument(help="JSON that `rmc bench --out` wrote.", exists=True, dir_okay=False)]
 
 
-def bench(
+@bench.callback()
+def run(
+    context: typer.Context,
     suite: Annotated[str, typer.Option(help=f"One of: {', '.join(SUITES)}.")] = "quick",
     backend: Annotated[str, typer.Option(help="all, or one of: triton, cpu, reference.")] = "all",
-    against: Annotated[str | None, typer.Option(help=f"Rivals, of: {','.join(RIVALS)}.")] = None,
+    against: Annotated[str | None, typer.Option(help=f"For every case, of: {','.join(RIVALS)}.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="PATH.json, or a folder; plots go beside it.")] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Only cases of so many threads; may be repeated.")] = None,
 ) -> None:
-    """Time the cell against eager PyTorch and other models, beside what the machine can do."""
+    """Time the cell against eager PyTorch and other models, beside what the machine can do.
+
+    Exit code 1 where a contestant failed parity or broke, 2 on a wrong argument.
+    """
+    if context.invoked_subcommand is not None:
+        return
     console = Console()
     rivals = None if against is None else [name.strip() for name in against.split(",") if name.strip()]
     for name, values, takes in (
@@ -50,3 +62,63 @@ def bench(
         for path in result.write(out if out.suffix == ".json" else out / f"bench-{suite}.json"):
             console.print(f"written: {path}", highlight=False)
     raise typer.Exit(0 if result.ok else 1)
+
+
+@bench.command()
+def compare(
+    old: Result,
+    new: Result,
+    threshold: Annotated[float, typer.Option(min=0, help="Share by which a time may grow.")] = 0.1,
+) -> None:
+    """Set two results side by side: exit code 1 where something got slower, larger or was lost.
+
+    A time counts as slower where the whole confidence interval of new over old is past the threshold.
+    """
+    before, after = read(old), read(new)
+    changes = comparison.compare(before, after, threshold)
+    console = Console()
+    comparison.show(changes, before, after, console)
+    if not changes:
+        console.print("The two have no case of this package in common.", style="red")
+    bad = not changes or any(change.verdict in comparison.REGRESSIONS for change in changes)
+    raise typer.Exit(1 if bad else 0)
+
+
+@bench.command()
+def profile(
+    case: Annotated[str, typer.Argument(help='Such as "B=16 T=16 N=8 D=256, forward+backward, 1 thread".')],
+    contestant: Annotated[str, typer.Option(help=f"One of: {', '.join(profiling.CONTESTANTS)}.")] = "cpu",
+    seconds: Annotated[float, typer.Option(help="To go on for, after one call.")] = 1.0,
+) -> None:
+    """See where the time of a case goes: phases of the C++ kernels, or operators of torch."""
+    try:
+        found = profiling.profile(Case.from_text(case), contestant, seconds)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    profiling.show(found, Console())
+
+
+@bench.command(name="report")
+def write_report(
+    result: Result,
+    documents: Annotated[list[Path] | None, typer.Argument(help="Markdown files with markers.", exists=True)] = None,
+) -> None:
+    """Write figures into documents, between `<!-- bench NAME -->` and `<!-- /bench -->`; without any, print them."""
+    found = read(result)
+    if not documents:
+        typer.echo(report.everything(found))
+    for path in documents or ():
+        try:
+            text = report.render(path.read_text(encoding="utf-8"), found)
+        except ValueError as error:
+            raise typer.BadParameter(f"{path}: {error}") from None
+        path.write_text(text, encoding="utf-8")
+        typer.echo(f"written: {path}")
+
+
+def read(path: Path) -> SuiteResult:
+    """The result in a file."""
+    try:
+        return SuiteResult.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise typer.BadParameter(f"{path} is no result of `rmc bench`: {error}") from None

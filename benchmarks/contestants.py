@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rmc_kernels import RelationalMemory, backends, reference
-from rmc_kernels.benchmarks import eager
+from rmc_kernels.benchmarks import eager, models
 from rmc_kernels.benchmarks.cases import Case, Mode
 from rmc_kernels.benchmarks.problem import Problem
 
 YARDSTICK = "eager"
-RIVALS = ("compile", "lstm", "gru")
+RIVALS = (YARDSTICK, "compile", *models.NAMES)
 #: Forward costs of a forward and backward pass, without and with computing the step again.
 SAVED, RECOMPUTED = 3, 4
 
@@ -45,6 +45,7 @@ class Contestant:
         bind: puts it on the tensors of a problem.
         threads: that it is given.
         flops: floating-point operations of one call, counted.
+        parameters: how many it has.
         ours: whether it belongs to this package, whose failure is an error.
         is_rmc: whether it computes the cell, so that parity can be asked of it.
         note: what else a reader should know.
@@ -54,6 +55,7 @@ class Contestant:
     bind: Callable[[Problem], Bound]
     threads: int
     flops: int
+    parameters: int
     ours: bool = False
     is_rmc: bool = True
     note: str = ""
@@ -74,31 +76,37 @@ def timed(bound: Bound, mode: Mode) -> Run:
     return forward if mode == "forward" else forward_backward
 
 
-def line_up(case: Case, against: Iterable[str], backend_names: Iterable[str], both_modes: bool) -> list[Contestant]:
+def line_up(
+    case: Case, against: Iterable[str], backend_names: Iterable[str], *, saved: bool = False, at_width: bool = False
+) -> list[Contestant]:
     """The contestants of a case; more threads than one bring the yardstick and our backends on one thread, too.
 
     Args:
         case: what is timed.
         against: names of `RIVALS`.
         backend_names: names of backends that serve the case.
-        both_modes: whether our backends also run with saved activations.
+        saved: whether our backends also train with saved activations.
+        at_width: whether other models also run at the cell's width.
     """
     training = case.mode == "forward+backward"
-    flops = case.forward_flops * (SAVED if training else 1)
-    found = [Contestant(YARDSTICK, bind_eager, threads, flops) for threads in sorted({1, case.threads})]
+    flops, parameters = case.forward_flops * (SAVED if training else 1), case.spec.parameter_count
+    threads = sorted({1, case.threads})
+    found = []
     for name in against:
-        if name == "compile":
-            found.append(Contestant(name, bind_compiled, case.threads, flops))
+        if name == YARDSTICK:
+            found += [Contestant(name, bind_eager, count, flops, parameters) for count in threads]
+        elif name == "compile":
+            found.append(Contestant(name, bind_compiled, case.threads, flops, parameters))
         else:
-            found.append(_other_model(name, case))
+            found += [_other_model(name, case, wide) for wide in ((False, True) if at_width else (False,))]
     for backend in backend_names:
         fused = backend != backends.REFERENCE.name
-        for recompute in ("full", "none") if training and both_modes and fused else ("full",):
+        for recompute in ("full", "none") if training and saved and fused else ("full",):
             again = training and fused and recompute == "full"
             name = f"rmc {backend}" + (", saved" if recompute == "none" else "")
-            cost = case.forward_flops * (RECOMPUTED if again else SAVED) if training else case.forward_flops
-            for threads in sorted({1, case.threads}):
-                found.append(Contestant(name, _bind_layer(backend, recompute), threads, cost, ours=True))
+            cost = case.forward_flops * RECOMPUTED if again else flops
+            bind = _bind_layer(backend, recompute)
+            found += [Contestant(name, bind, count, cost, parameters, ours=True) for count in threads]
     return found
 
 
@@ -142,27 +150,22 @@ def _leaves(problem: Problem) -> tuple[Tensor, dict[str, Tensor], dict[str, Tens
     return x, params, {"x": x, **params}
 
 
-def _other_model(name: str, case: Case) -> Contestant:
-    """nn.LSTM or nn.GRU with about as many parameters as the cell."""
-    cell, gates = {"lstm": (nn.LSTM, 4), "gru": (nn.GRU, 3)}[name]
-    inputs, hidden = case.input_size, equal_hidden_size(case.spec.parameter_count, case.input_size, gates)
+def _other_model(name: str, case: Case, at_width: bool) -> Contestant:
+    """Another model with about as many parameters as the cell, or as wide as one of its slots."""
+    model = models.model(name, case, at_width=at_width)
 
     def bind(problem: Problem) -> Bound:
         x = problem.x.clone().requires_grad_()
-        layer: Any = cell(inputs, hidden, batch_first=True, device=x.device, dtype=x.dtype)
-        grad = x.new_ones(*x.shape[:2], hidden)
-        return Bound(lambda: layer(x)[0], {"x": x, **dict(layer.named_parameters())}, grad)
+        module = model.build().to(x.device, x.dtype)
+        grad = x.new_ones(*x.shape[:2], model.features)
+        return Bound(lambda: module(x), {"x": x, **dict(module.named_parameters())}, grad)
 
-    flops = 2 * case.batch_size * case.steps * gates * hidden * (inputs + hidden)
-    flops *= SAVED if case.mode == "forward+backward" else 1
-    note = f"nn.{cell.__name__} of as many parameters: {hidden} units"
-    return Contestant(name, bind, case.threads, flops, is_rmc=False, note=note)
-
-
-def equal_hidden_size(parameters: int, input_size: int, gates: int) -> int:
-    """The hidden size with which gates * h * (I + h + 2) parameters come nearest to `parameters`."""
-
-    def distance(hidden: int) -> int:
-        return abs(gates * hidden * (input_size + hidden + 2) - parameters)
-
-    return min(range(1, int((parameters / gates) ** 0.5) + 2), key=distance)
+    return Contestant(
+        f"{name} at D" if at_width else name,
+        bind,
+        case.threads,
+        model.flops * (SAVED if case.mode == "forward+backward" else 1),
+        model.parameters,
+        is_rmc=False,
+        note=model.note,
+    )

@@ -1,6 +1,7 @@
 """No number on red parity: what a contestant computes, held to float64 by the criterion of `rmc verify`.
 
-The very callable that is then timed is checked, at the same sizes: its output and, with backward, every gradient.
+The very callable that is then timed is checked, at the same sizes but for long sequences, of which a part is enough:
+its output and, with backward, every gradient.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from rmc_kernels.benchmarks.contestants import Bound, bind_reference, timed
 from rmc_kernels.benchmarks.problem import Problem, draw
 from rmc_kernels.verify import Comparison, Errors
 
-#: Fewest sequences that errors are pooled over: those within one sequence depend on one another.
-FEWEST_SEQUENCES = 4
+#: Fewest sequences that errors are pooled over: those within one sequence depend on one another. With 4 sequences of 64
+#: steps a gradient was seen at 2.01 times the eager error, with 16 at 0.9 times: one error over one error is a lottery.
+FEWEST_SEQUENCES = 16
+#: Steps of a longer sequence that are checked: float64 on all of them would take longer than all rounds.
+MOST_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def check(bind: Callable[[Problem], Bound], case: Case, device: str = "cpu") -> 
         case: the sizes and the mode.
         device: where to run.
     """
+    case = replace(case, steps=min(case.steps, MOST_STEPS))
     found: list[dict[str, Errors]] = []
     eager: list[dict[str, Errors]] = []
     for seed in range(math.ceil(FEWEST_SEQUENCES / case.batch_size)):
@@ -56,7 +61,7 @@ def check(bind: Callable[[Problem], Bound], case: Case, device: str = "cpu") -> 
     return Verdict(ok, comparisons[worst].severity, f"{worst}: {comparisons[worst]}")
 
 
-@lru_cache(maxsize=8)  # every contestant of a case is held to the same draws
+@lru_cache(maxsize=FEWEST_SEQUENCES)  # every contestant of a case is held to the same draws
 def _yardstick(case: Case, seed: int, device: str) -> tuple[dict[str, Tensor], dict[str, Errors]]:
     """The float64 results of a draw, and the errors of the definition in the case's dtype."""
     problem = draw(case, seed, device)

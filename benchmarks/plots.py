@@ -1,94 +1,37 @@
-"""Figures as plots: speed-ups over eager PyTorch, and shares of the machine's peak. The colours are Okabe and Ito's."""
+"""Every plot of a result: which there are, and their files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
-
-from rmc_kernels.benchmarks.cases import MODES, Mode
+from rmc_kernels.benchmarks import bars, growth, roofline
 from rmc_kernels.benchmarks.record import CaseResult, Figure, Spread
-
-#: One a contestant; more threads than one are hatched.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999", "#000000")
-Value = Callable[[CaseResult, Figure], Spread | None]
+from rmc_kernels.benchmarks.scaling import curves
 
 
 def draw_all(cases: Sequence[CaseResult], folder: Path, prefix: str) -> list[Path]:
-    """Write every plot that the results allow, as PNG; the paths written."""
-    peak = "share of the float32 FMA peak of its threads (%)"
-    plots: tuple[tuple[str, str, Value], ...] = (
-        ("speedup", "times faster than eager PyTorch on one thread (x, log scale)", _speed_up),
-        ("peak", peak, _share_of_peak),
-    )
+    """Write every plot that the results allow, as PNG; the paths written.
+
+    Cases of a curve are drawn as curves, the others as bars and on the roofline.
+    """
+    found = curves(cases)
+    single = [case for case in cases if not any(curve.holds(case.case) for curve in found)]
+    canvases = {
+        "speedup": bars.draw(
+            single, "times faster than eager PyTorch on one thread (x, log scale)", _speed_up, log=True
+        ),
+        "peak": bars.draw(single, "share of the float32 FMA peak of its threads (%)", _share_of_peak, log=False),
+        "roofline": roofline.draw(single),
+        "scaling": growth.draw(found, "seconds"),
+        "memory": growth.draw(found, "peak_bytes"),
+    }
     written = []
-    for name, label, value in plots:
-        canvas = bars(cases, label, value, log=name == "speedup")
+    for name, canvas in canvases.items():
         if canvas is not None:
             written.append(folder / f"{prefix}-{name}.png")
-            canvas.savefig(written[-1], dpi=150, bbox_inches="tight")
+            canvas.savefig(written[-1], dpi=130, bbox_inches="tight")
     return written
-
-
-def bars(cases: Sequence[CaseResult], label: str, value: Value, *, log: bool) -> Canvas | None:
-    """Grouped bars with quartiles, a panel for each mode; None where no figure has a value."""
-    panels = {mode: [case for case in cases if case.case.mode == mode] for mode in MODES}
-    panels = {mode: chosen for mode, chosen in panels.items() if any(_values(chosen, value))}
-    if not panels:
-        return None
-    names = dict.fromkeys(figure.contestant for case in cases for figure in case.figures)
-    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
-    rows = max(len(_values(chosen, value)) + len(chosen) for chosen in panels.values())
-    canvas = Canvas(figsize=(6.5 * len(panels), 1.6 + 0.24 * rows))
-    axes = canvas.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (mode, chosen) in zip(axes, panels.items(), strict=True):
-        _panel(ax, mode, chosen, colours, value, log)
-        ax.set_xlabel(label)
-    handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    above = (0.5, 1.0)
-    canvas.legend(handles.values(), handles.keys(), loc="lower center", bbox_to_anchor=above, ncols=5, frameon=False)
-    canvas.tight_layout()
-    return canvas
-
-
-def _panel(ax: Axes, mode: Mode, cases: Sequence[CaseResult], colours: dict[str, str], value: Value, log: bool) -> None:
-    position, ticks = 0.0, []
-    for case in cases:
-        found = _values([case], value)
-        ticks.append(position + (len(found) - 1) / 2)
-        for figure, spread in found:
-            whiskers = [[spread.median - spread.low], [spread.high - spread.median]]
-            start = 1 if log else 0
-            ax.barh(
-                position, spread.median - start, left=start, height=0.85, color=colours[figure.contestant],
-                hatch="//" if figure.threads > 1 else "", edgecolor="white", xerr=whiskers, ecolor="0.3",
-                label=figure.label,
-            )  # fmt: skip
-            ax.annotate(f"{spread.median:.3g}", (max(spread.high, start), position), (4, 0), textcoords="offset points",
-                        va="center", fontsize=8)  # fmt: skip
-            position += 1
-        position += 0.8
-    ax.set_yticks(ticks, [_tick(case) for case in cases])
-    ax.invert_yaxis()
-    ax.set_title(mode)
-    if log:
-        ax.set_xscale("log")
-        ax.axvline(1, color="0.3", linewidth=1)
-        ax.xaxis.set_major_formatter("{x:g}")
-    ax.margins(x=0.15)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
-def _tick(case: CaseResult) -> str:
-    threads = "" if case.case.threads == 1 else f"\n{case.case.threads} threads"
-    return case.case.size.replace(" N=", "\nN=") + threads + ("\n(in doubt)" if case.contention else "")
-
-
-def _values(cases: Sequence[CaseResult], value: Value) -> list[tuple[Figure, Spread]]:
-    found = [(figure, value(case, figure)) for case in cases for figure in case.figures]
-    return [(figure, spread) for figure, spread in found if spread is not None]
 
 
 def _speed_up(case: CaseResult, figure: Figure) -> Spread | None:

@@ -37,10 +37,12 @@ class Figure:
         contestant: its name.
         threads: it was given.
         flops: of one call, counted.
-        clock: what its samples are: "CPU time", "wall time" or "device events".
+        clock: what its samples are: "CPU time", "wall time" or "triton.testing.do_bench".
         status: "timed", or why there are no samples.
         note: the reason of any other status; for "timed", the tensor that used most of the parity criterion.
         is_rmc: whether it computes the cell; another model has other weights and no parity.
+        parameters: how many the contestant has; 0 in records older than this field.
+        peak_bytes: peak memory of one call beyond arguments and parameters; None where it was not measured.
         severity: share of the parity criterion that was used; None for another model or where it could not run.
         seconds, wall: of one call, sample by sample, by the contestant's clock and on the wall.
         fma, gemm, amx, bandwidth: the ceilings read before each sample (GFLOP/s, GB/s), or empty.
@@ -53,6 +55,8 @@ class Figure:
     status: Status
     note: str = ""
     is_rmc: bool = True
+    parameters: int = 0
+    peak_bytes: int | None = None
     severity: float | None = None
     seconds: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
@@ -157,6 +161,7 @@ class CaseResult:
             "scaling": scaling and scaling.median,
             "share_of_fma_peak": figure.share_of_peak,
             "times_bound": figure.times_bound(case),
+            "gflops": figure.flops / spread.median / 1e9,
         }
 
     def as_dict(self) -> dict[str, Any]:

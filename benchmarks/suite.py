@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rmc_kernels import backends
-from rmc_kernels.benchmarks import ceilings, contention, machine, parity, plots, table
-from rmc_kernels.benchmarks.cases import SUITES, Case, Suite
-from rmc_kernels.benchmarks.contestants import Contestant, line_up, timed
+from rmc_kernels.benchmarks import ceilings, contention, machine, memory, parity, plots, table
+from rmc_kernels.benchmarks.cases import SUITES, Case, Group
+from rmc_kernels.benchmarks.contestants import Contestant, timed
+from rmc_kernels.benchmarks.pace import Pace
 from rmc_kernels.benchmarks.problem import draw
 from rmc_kernels.benchmarks.record import CaseResult, Figure, timed_figure
 from rmc_kernels.benchmarks.timing import Entry, clock_for, interleave
@@ -100,37 +102,42 @@ def run_suite(
     """Run a suite, showing progress.
 
     Args:
-        name: "demo" (about a minute), "quick" (minutes), "full" or "scaling".
+        name: "demo" (about a minute), "quick" (under four) or "full" (about an hour).
         out_dir: folder that gets `bench-NAME.json` and the plots; nothing is written if None.
         console: where progress goes; nowhere if None.
         backend: the one to time, or "all" for every fused one (the reference where there is none).
-        against: names of `contestants.RIVALS`; the suite's own if None.
+        against: names of `contestants.RIVALS` for every case; the suite's own if None.
         device: "cpu" or "cuda".
         threads: only cases of these numbers of threads; all if None.
 
     Returns:
         The figures; `.ok` is False where a contestant failed parity or broke.
     """
-    chosen = SUITES[name]
-    suite = chosen if against is None else replace(chosen, against=tuple(against))
-    cases = [case for case in suite.cases if threads is None or case.threads in threads]
-    if device == "cuda":
-        cases = [case for case in cases if case.threads == 1]
+    suite = SUITES[name]
+    chosen = [
+        (case, group if against is None else replace(group, against=tuple(against)))
+        for group in suite.groups
+        for case in group.cases
+        if (threads is None or case.threads in threads) and (device == "cpu" or case.threads == 1)
+    ]
     console = console or Console(quiet=True)
-    about = machine.describe(device)
-    names, absent = taking_part(backend, cases, device)
+    start, about = time.perf_counter(), machine.describe(device)
+    names, absent = taking_part(backend, [case for case, _ in chosen], device)
     results = []
+    pace = Pace([group.seconds for _, group in chosen], suite.limit)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, auto_refresh=False) as progress:
-        task = progress.add_task("", total=len(cases))
-        for number, case in enumerate(cases):
+    with Progress(*columns, console=console, auto_refresh=False) as progress, memory.Meter(device) as meter:
+        task = progress.add_task("", total=len(chosen))
+        for number, (case, group) in enumerate(chosen):
 
             def show(share: float, case: Case = case, number: int = number) -> None:
                 progress.update(task, description=case.name, completed=number + share, refresh=True)
 
             show(0)
-            results.append(run_case(case, suite, names, device, about["load"], show))
+            paced = replace(group, seconds=pace.allowance(number))
+            results.append(run_case(case, paced, names, device, about["load"], meter, show))
             show(1)
+    about |= {"seconds": time.perf_counter() - start, "load_after": contention.load_average()}
     result = SuiteResult(name, about, absent, results)
     if out_dir is not None:
         result.write(out_dir / f"bench-{name}.json")
@@ -164,15 +171,17 @@ def taking_part(backend: str, cases: Iterable[Case], device: str) -> tuple[list[
 
 def run_case(
     case: Case,
-    suite: Suite,
+    group: Group,
     backend_names: Sequence[str],
     device: str,
     load: float | None,
+    meter: memory.Meter,
     on_progress: Callable[[float], None],
 ) -> CaseResult:
-    """Check the contestants of one case, then time those that are right, in turn."""
+    """Check the contestants of one case, time those that are right in turn, then measure their memory."""
     torch.compiler.reset()  # sizes of earlier cases would count against the number of recompilations
-    contestants = line_up(case, suite.against, backend_names, suite.both_modes)
+    order = memory.Order(case, group.against, backend_names, group.saved, group.at_width)
+    contestants = order.contestants()
     figures = [checked(contestant, case, device) for contestant in contestants]
     problem = draw(case, device=device)
     entries = [
@@ -184,9 +193,16 @@ def run_case(
     def read(threads: int) -> ceilings.Ceilings | None:
         return ceilings.read(threads, case.weight_bytes) if device == "cpu" and ceilings.available() else None
 
-    samples = interleave(entries, suite.seconds, read, on_progress=on_progress)
+    samples = interleave(entries, group.seconds, read, fewest=group.fewest_rounds, on_progress=on_progress)
     filled = iter(samples)
     figures = [timed_figure(figure, next(filled)) if figure.status == "timed" else figure for figure in figures]
+    if group.memory and case.threads == 1 and memory.available(device):
+        figures = [
+            replace(figure, peak_bytes=meter.peak(order, number))
+            if figure.status == "timed" and memory.measurable(contestant)
+            else figure
+            for number, (figure, contestant) in enumerate(zip(figures, contestants, strict=True))
+        ]
     return CaseResult(case, figures, contention.reasons([sample for taken in samples for sample in taken], load))
 
 
@@ -194,7 +210,7 @@ def checked(contestant: Contestant, case: Case, device: str) -> Figure:
     """A contestant's figure before it is timed: whether it runs and, if it computes the cell, whether it is right."""
     figure = Figure(
         contestant.name, contestant.threads, contestant.flops, clock_for(device, contestant.threads)[0], "timed",
-        is_rmc=contestant.is_rmc,
+        is_rmc=contestant.is_rmc, parameters=contestant.parameters,
     )  # fmt: skip
     if not contestant.is_rmc:
         return replace(figure, note=contestant.note)

@@ -14,15 +14,20 @@ from rmc_kernels.benchmarks.record import CaseResult, Figure, Spread
 
 UNTIMED = {"parity failed": "[bold red]parity FAILED[/]", "error": "[bold red]ERROR[/]", "unavailable": "unavailable"}
 #: Columns the table needs to be readable.
-WIDTH = 126
+WIDTH = 136
 
 
 def show(cases: Sequence[CaseResult], title: str, console: Console) -> None:
-    """Print the table at its full width: a narrow terminal or a log wraps its lines, and cuts no figure off."""
+    """Print the table at its full width."""
+    print_wide(render(cases, title), console)
+
+
+def print_wide(table: Table, console: Console) -> None:
+    """Print a table in `WIDTH` columns at least: a narrow terminal or a log wraps its lines, and cuts no figure off."""
     width = console.width
     console.width = max(width, WIDTH)
     try:
-        console.print(render(cases, title), crop=False)
+        console.print(table, crop=False)
     finally:
         console.width = width
 
@@ -32,7 +37,7 @@ def render(cases: Sequence[CaseResult], title: str) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("case", no_wrap=True)
     table.add_column("contestant", no_wrap=True)
-    for header in ("µs/step", "± %", "best", "tokens/s", "x eager", "% peak", "x bound", "x 1t"):
+    for header in ("µs/step", "± %", "best", "tokens/s", "x eager", "% peak", "x bound", "x 1t", "peak MB"):
         table.add_column(header, justify="right", no_wrap=True)
     for result in cases:
         case = result.case
@@ -61,6 +66,7 @@ def _row(result: CaseResult, figure: Figure) -> tuple[str, ...]:
         f"{100 * share:.0f}" if share is not None else "",
         f"{bound:.1f}" if bound is not None else "",
         f"{scaling.median:.2f}" if scaling else "",
+        f"{figure.peak_bytes / 1e6:,.1f}" if figure.peak_bytes is not None else "",
     )
 
 
@@ -73,13 +79,17 @@ def notes(cases: Sequence[CaseResult], absent: Mapping[str, str], machine: Mappi
         "thread, wall time on more (2t: on two). x eager: times faster than the frozen eager loop on one thread, round "
         "by round; x 1t: than itself on one thread.",
         "% peak: counted FLOPs (backward 2 x forward, 3 x where the step is computed again) over the float32 FMA peak "
-        "read beside each sample. x bound (B=1): over the larger of FLOPs/peak and weight bytes/bandwidth.",
+        "read beside each sample. peak MB: resident memory that one call needs at its peak beyond its arguments and "
+        "parameters, results included. x bound (B=1): over the larger of FLOPs/peak and weight bytes/bandwidth.",
     ]
     figures = [(result.case.name, figure) for result in cases for figure in result.figures]
     if not any(figure.fma for _, figure in figures):
         lines.append("Ceilings were not measured: that takes the C++ extension and the CPU.")
     if any(not figure.is_rmc for _, figure in figures):
-        lines.append("lstm, gru: nn.LSTM and nn.GRU of as many parameters; other models, so without parity.")
+        lines.append(
+            "lstm, gru, transformer: nn.LSTM, nn.GRU and one causal nn.TransformerEncoderLayer of as many parameters, "
+            "with `at D` of the width of a slot; other models, so without parity."
+        )
     lines += [f"Backend {name} took no part: {reason}." for name, reason in absent.items()]
     lines += [f"IN DOUBT {result.case.name}: {'; '.join(result.contention)}." for result in cases if result.contention]
     untimed = [(name, figure) for name, figure in figures if figure.status != "timed"]

@@ -1,4 +1,4 @@
-"""The speed table on pytest-benchmark, for a developer's look: `pytest benchmarks/test_speed.py -k "B16 and rmc"`.
+"""The quick suite on pytest-benchmark, for a developer's look: `pytest benchmarks/test_speed.py -k "B16 and rmc"`.
 
 Wall time of one contestant after the other, without ceilings or parity: figures to publish come from `rmc bench`.
 """
@@ -11,8 +11,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from rmc_kernels.benchmarks.cases import SPEED_TABLE, Case
-from rmc_kernels.benchmarks.contestants import line_up, timed
+from rmc_kernels.benchmarks.cases import SUITES, Case
+from rmc_kernels.benchmarks.contestants import RIVALS, line_up, timed
 from rmc_kernels.benchmarks.problem import draw
 from rmc_kernels.benchmarks.suite import taking_part
 
@@ -30,11 +30,14 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("contestant", ["eager", "rmc", "lstm"])
-@pytest.mark.parametrize("case", SPEED_TABLE, ids=lambda case: _identifier(case.name))
+@pytest.mark.parametrize("contestant", ["rmc", *RIVALS])
+@pytest.mark.parametrize("case", SUITES["quick"].cases, ids=lambda case: _identifier(case.name))
 def test_speed(benchmark: BenchmarkFixture, case: Case, contestant: str) -> None:
-    names, _ = taking_part("all", [case], "cpu")
-    chosen = [c for c in line_up(case, ["lstm"], names[:1], both_modes=False) if c.name.startswith(contestant)][-1]
+    if contestant == "rmc":
+        names, _ = taking_part("all", [case], "cpu")
+        chosen = line_up(case, [], names[:1])[-1]
+    else:
+        chosen = line_up(case, [contestant], [])[-1]
     torch.set_num_threads(chosen.threads)
     benchmark.extra_info["steps"] = case.steps
     benchmark(timed(chosen.bind(draw(case)), case.mode))

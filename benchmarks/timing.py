@@ -2,7 +2,7 @@
 
 The machine is taken to be shared and to change its speed, so nothing is compared that was not measured within the same
 round. On one thread a sample is the CPU time of the whole process (which other processes hardly touch, and in which
-work hidden in other threads counts); on more threads it is wall time; on a GPU, the device's own events.
+work hidden in other threads counts); on more threads it is wall time; on a GPU, what triton.testing.do_bench finds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -20,7 +20,6 @@ from rmc_kernels.benchmarks.ceilings import Ceilings
 #: A sample repeats its call until it takes this long, in seconds.
 SAMPLE_SECONDS = 0.01
 WARM_UPS = 1  # and the call that finds how often to repeat
-FEWEST_ROUNDS = 5
 
 
 class Reading(NamedTuple):
@@ -63,15 +62,17 @@ def interleave(
     budget: float,
     read_ceilings: Callable[[int], Ceilings | None],
     *,
+    fewest: int = 5,
     now: Callable[[], float] = time.perf_counter,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> list[list[Sample]]:
-    """Time the entries in turn until the budget is spent, at least `FEWEST_ROUNDS` rounds; a round starts one later.
+    """Time the entries in turn until the budget is spent; a round starts one entry later than the last.
 
     Args:
         entries: what is timed.
         budget: seconds to spend on the rounds, above 0; the warm-up is not counted.
         read_ceilings: number of threads -> a reading.
+        fewest: rounds that are run even where they take longer.
         now: the clock of the budget.
         on_progress: told the share of the work that is done, after each round.
 
@@ -83,7 +84,7 @@ def interleave(
     try:
         calls = [_warm_up(entry) for entry in entries]
         start, rounds = now(), 0
-        while entries and (rounds < FEWEST_ROUNDS or now() - start < budget):
+        while entries and (rounds < fewest or now() - start < budget):
             for turn in range(len(entries)):
                 number = (rounds + turn) % len(entries)
                 entry = entries[number]
@@ -92,7 +93,7 @@ def interleave(
                 seconds, wall = entry.clock(entry.call, calls[number])
                 samples[number].append(Sample(seconds / calls[number], wall / calls[number], ceilings))
             rounds += 1
-            on_progress(min(1.0, rounds / FEWEST_ROUNDS, (now() - start) / budget))
+            on_progress(min(1.0, rounds / fewest, (now() - start) / budget))
     finally:
         torch.set_num_threads(threads_before)
     return samples
@@ -109,7 +110,7 @@ def _warm_up(entry: Entry) -> int:
 def clock_for(device: str, threads: int) -> tuple[str, Clock]:
     """The clock of a contestant, with its name."""
     if device == "cuda":
-        return "device events", by_events
+        return "triton.testing.do_bench", by_do_bench
     return ("CPU time", by_cpu) if threads == 1 else ("wall time", by_wall)
 
 
@@ -130,15 +131,9 @@ def by_wall(call: Call, count: int) -> Reading:
     return Reading(elapsed, elapsed)
 
 
-def by_events(call: Call, count: int) -> Reading:
-    """Time between two CUDA events, the device idle before the first."""
-    event: Any = torch.cuda.Event
-    start, end = event(enable_timing=True), event(enable_timing=True)
-    torch.cuda.synchronize()
-    wall = time.perf_counter()
-    start.record()
-    for _ in range(count):
-        call()
-    end.record()
-    torch.cuda.synchronize()
-    return Reading(start.elapsed_time(end) / 1000, time.perf_counter() - wall)
+def by_do_bench(call: Call, count: int) -> Reading:
+    """The median by triton's own benchmark: device events around each call, the L2 cache cleared before it."""
+    from triton import testing  # not everywhere: a torch with CUDA brings it along
+
+    milliseconds = testing.do_bench(call, warmup=0, rep=1000 * SAMPLE_SECONDS, return_mode="median")
+    return Reading(count * milliseconds / 1000, count * milliseconds / 1000)

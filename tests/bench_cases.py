@@ -6,14 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from rmc_kernels.benchmarks import ceilings, suite, timing
-from rmc_kernels.benchmarks.cases import SUITES, Case, Suite
+from rmc_kernels.benchmarks import ceilings, memory, suite
+from rmc_kernels.benchmarks.cases import SUITES, Case, Group
 from rmc_kernels.benchmarks.ceilings import Ceilings
-from rmc_kernels.benchmarks.contestants import (
-    Contestant,
-    line_up,
-)
-from rmc_kernels.benchmarks.record import CaseResult
+from rmc_kernels.benchmarks.contestants import Contestant, line_up
+from rmc_kernels.benchmarks.record import CaseResult, Figure
 
 SMALL = Case(4, 3, 3, 16, 2, 5)
 SMALL_TRAINING = replace(SMALL, mode="forward+backward")
@@ -22,10 +19,29 @@ BRIEF = 1e-9
 QUIET = Ceilings(fma=100.0, gemm=65.0, amx=1000.0, bandwidth=50.0, stretch=1.0)
 
 
+def figure(
+    name: str,
+    seconds: list[float],
+    *,
+    threads: int = 1,
+    flops: int = 10**9,
+    fma: float = 100.0,
+    peak_bytes: int | None = None,
+) -> Figure:
+    """A timed figure with made-up samples."""
+    count = len(seconds)
+    return Figure(
+        name, threads, flops, "CPU time" if threads == 1 else "wall time", "timed", severity=0.5, seconds=seconds,
+        wall=seconds, fma=[fma] * count, gemm=[90.0] * count, amx=[0.0] * count, bandwidth=[10.0] * count,
+        peak_bytes=peak_bytes, is_rmc=name.startswith(("rmc", "eager")), parameters=1000,
+    )  # fmt: skip
+
+
 def run_small(monkeypatch: pytest.MonkeyPatch, *extra: Contestant, case: Case = SMALL) -> CaseResult:
-    """`run_case` with the eager loop and some further contestants, one round."""
-    contestants = [*line_up(case, [], [], both_modes=False), *extra]
-    monkeypatch.setattr(suite, "line_up", lambda *args: contestants)
-    monkeypatch.setattr(timing, "FEWEST_ROUNDS", 2)
+    """`run_case` with the eager loop and some further contestants, two rounds."""
+    contestants = [*line_up(case, ["eager"], []), *extra]
+    monkeypatch.setattr(memory, "line_up", lambda *args, **options: contestants)
     monkeypatch.setattr(ceilings, "read", lambda threads, weight_bytes: QUIET)
-    return suite.run_case(case, Suite((case,), (), BRIEF), [], "cpu", 0.0, lambda share: None)
+    group = Group((case,), (), BRIEF, fewest_rounds=2)
+    with memory.Meter("cpu") as meter:
+        return suite.run_case(case, group, [], "cpu", 0.0, meter, lambda share: None)

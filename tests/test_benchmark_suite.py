@@ -8,6 +8,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +18,12 @@ from typer.testing import CliRunner
 
 from rmc_kernels import backends
 from rmc_kernels.benchmarks import ceilings, contention, machine, parity, plots, suite, timing
-from rmc_kernels.benchmarks.cases import SUITES, Case, Suite
+from rmc_kernels.benchmarks.cases import SUITES, Case, Group, Suite
 from rmc_kernels.benchmarks.ceilings import Ceilings
 from rmc_kernels.benchmarks.command import bench
 from rmc_kernels.benchmarks.record import CaseResult, Figure, Spread
 from rmc_kernels.benchmarks.suite import SuiteResult, run_suite
-from tests.bench_cases import BRIEF, QUIET, SMALL, SMALL_TRAINING, run_small
+from tests.bench_cases import BRIEF, QUIET, SMALL, SMALL_TRAINING, figure, run_small
 
 # -- timing ------------------------------------------------------------------------------------------------------------
 
@@ -48,7 +49,7 @@ def test_contestants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     rounds = [name for name, _ in seen[2:]]  # the first two calls are the warm-up's
     assert rounds[:6] == ["a", "b", "b", "a", "a", "b"]
-    assert len(samples[0]) == len(samples[1]) >= timing.FEWEST_ROUNDS
+    assert len(samples[0]) == len(samples[1]) >= 5
     assert set(seen) == {("a", 1), ("b", 2)}
     assert [sample.seconds for sample in samples[0]] == [0.02] * len(samples[0])
     assert [sample.ceilings for sample in samples[1] if sample.ceilings and sample.ceilings.fma != 2] == []
@@ -64,8 +65,8 @@ def test_short_calls_are_repeated() -> None:
         calls.append(count)
         return timing.Reading(0.001 * count, 0.001 * count)
 
-    (samples,) = timing.interleave([timing.Entry(lambda: None, 1, clock)], BRIEF, lambda threads: None)
-    assert calls == [1] + [10] * timing.FEWEST_ROUNDS
+    (samples,) = timing.interleave([timing.Entry(lambda: None, 1, clock)], BRIEF, lambda threads: None, fewest=4)
+    assert calls == [1] + [10] * 4
     assert all(sample.seconds == pytest.approx(0.001) for sample in samples)
 
 
@@ -78,7 +79,20 @@ def test_clocks_tell_time_of_all_calls() -> None:
     assert len(done) == 6
     assert timing.clock_for("cpu", 1)[1] is timing.by_cpu
     assert timing.clock_for("cpu", 2)[1] is timing.by_wall
-    assert timing.clock_for("cuda", 1)[1] is timing.by_events
+    assert timing.clock_for("cuda", 1)[1] is timing.by_do_bench
+
+
+def test_gpu_time_is_what_triton_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    testing = pytest.importorskip("triton.testing")
+    asked: list[Any] = []
+
+    def do_bench(call: timing.Call, **options: object) -> float:
+        asked.append(call())
+        return 4.0
+
+    monkeypatch.setattr(testing, "do_bench", do_bench)
+    assert timing.by_do_bench(lambda: "run", 3) == timing.Reading(0.012, 0.012)
+    assert asked == ["run"]
 
 
 @pytest.mark.skipif(not ceilings.available(), reason="installed without the C++ extension")
@@ -126,14 +140,6 @@ def test_contention_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # -- what is concluded -------------------------------------------------------------------------------------------------
-
-
-def figure(name: str, seconds: list[float], *, threads: int = 1, flops: int = 10**9, fma: float = 100.0) -> Figure:
-    count = len(seconds)
-    return Figure(
-        name, threads, flops, "CPU time" if threads == 1 else "wall time", "timed", severity=0.5, seconds=seconds,
-        wall=seconds, fma=[fma] * count, gemm=[90.0] * count, amx=[0.0] * count, bandwidth=[10.0] * count,
-    )  # fmt: skip
 
 
 def test_figures_follow_from_samples() -> None:
@@ -185,7 +191,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="schema"):
         SuiteResult.from_json(json.dumps(data | {"schema": 0}))
     written = result.write(tmp_path / "new" / "r.json")
-    assert [path.name for path in written] == ["r.json", "r-speedup.png", "r-peak.png"]
+    assert [path.name for path in written] == ["r.json", "r-speedup.png", "r-peak.png", "r-roofline.png"]
     assert all(path.stat().st_size > 1000 for path in written)
 
 
@@ -200,39 +206,38 @@ def test_plots_without_figures_are_left_out(tmp_path: Path) -> None:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo suite cut down to two small cases, without ceilings."""
-    cut = Suite((SMALL_TRAINING, replace(SMALL, threads=2)), ("lstm",), BRIEF)
-    monkeypatch.setitem(SUITES, "demo", cut)
-    monkeypatch.setattr(timing, "FEWEST_ROUNDS", 1)
+    threaded = replace(SMALL, batch_size=16, steps=1, threads=2)  # few operators: each may wait long for a core
+    cases = (SMALL_TRAINING, threaded)
+    monkeypatch.setitem(SUITES, "demo", Suite((Group(cases, ("eager", "lstm"), BRIEF, fewest_rounds=1),), 60))
     monkeypatch.setattr(ceilings, "available", lambda: False)
 
 
 @pytest.fixture
 def app() -> typer.Typer:
-    app = typer.Typer()
-    app.command()(bench)
-    return app
+    return bench
 
 
 @pytest.mark.usefixtures("tiny")
 def test_a_suite_runs(tmp_path: Path) -> None:
-    result = run_suite("demo", out_dir=tmp_path, backend="reference", against=[])
+    result = run_suite("demo", out_dir=tmp_path, backend="reference", against=["eager"])
     assert result.ok, result.notes()
     assert [case.case.threads for case in result.cases] == [1, 2]
     assert all(figure.status == "timed" and figure.seconds for case in result.cases for figure in case.figures)
     assert SuiteResult.from_json((tmp_path / "bench-demo.json").read_text()) == result
+    assert result.machine["seconds"] > 0
     assert any("Ceilings were not measured" in note for note in result.notes())
     assert [case.case.threads for case in run_suite("demo", backend="reference", threads=[1]).cases] == [1]
 
 
 @pytest.mark.usefixtures("tiny")
 def test_the_command(tmp_path: Path, app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "r.json"
-    found = CliRunner().invoke(app, ["--suite", "demo", "--backend", "reference", "--out", str(out)])
+    out, arguments = tmp_path / "r.json", ["--suite", "demo", "--backend", "reference", "--threads", "1"]
+    found = CliRunner().invoke(app, [*arguments, "--out", str(out)])
     assert found.exit_code == 0, found.output
     assert "rmc reference" in found.output
     assert SuiteResult.from_json(out.read_text()).ok
     monkeypatch.setattr(parity, "check", lambda *args: parity.Verdict(False, 2.0, "memories: too far"))
-    found = CliRunner().invoke(app, ["--suite", "demo", "--backend", "reference"])
+    found = CliRunner().invoke(app, arguments)
     assert found.exit_code == 1
     assert "parity FAILED" in found.output
 

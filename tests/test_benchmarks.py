@@ -11,14 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rmc_kernels import CellSpec, reference
-from rmc_kernels.benchmarks import eager, machine, parity
+from rmc_kernels.benchmarks import eager, machine, models, parity
 from rmc_kernels.benchmarks.cases import SPEED_TABLE, SUITES, Case
 from rmc_kernels.benchmarks.contestants import (
     RIVALS,
     Bound,
     Contestant,
     bind_eager,
-    equal_hidden_size,
     line_up,
     timed,
 )
@@ -82,14 +81,46 @@ def test_the_compiled_step_is_the_same_code() -> None:
     torch.testing.assert_close(found, plain)
 
 
-@pytest.mark.parametrize(("gates", "module"), [(4, torch.nn.LSTM), (3, torch.nn.GRU)])
-def test_other_models_have_as_many_parameters(gates: int, module: Callable[..., torch.nn.Module]) -> None:
+# -- other models ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_other_models_have_as_many_parameters(name: str) -> None:
     for case in SPEED_TABLE:
-        wanted = case.spec.parameter_count
-        hidden = equal_hidden_size(wanted, case.input_size, gates)
-        count = sum(value.numel() for value in module(case.input_size, hidden).parameters())
-        assert count == gates * hidden * (case.input_size + hidden + 2)
-        assert abs(count - wanted) < 0.01 * wanted
+        found = models.model(name, case, at_width=False)
+        assert sum(value.numel() for value in found.build().parameters()) == found.parameters
+        assert abs(found.parameters - case.spec.parameter_count) < 0.01 * case.spec.parameter_count
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_other_models_have_the_width_of_a_slot(name: str) -> None:
+    found = models.model(name, SMALL, at_width=True)
+    module = found.build()
+    assert sum(value.numel() for value in module.parameters()) == found.parameters
+    assert module(draw(SMALL).x).shape == (SMALL.batch_size, SMALL.steps, SMALL.mem_size)
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_other_models_see_no_later_step(name: str) -> None:
+    module = models.model(name, SMALL, at_width=False).build()
+    x = draw(SMALL).x
+    later = x.clone()
+    later[:, 1:] += 1
+    one, other = module(x), module(later)
+    torch.testing.assert_close(one[:, 0], other[:, 0])
+    assert not torch.allclose(one[:, 1], other[:, 1])
+
+
+@pytest.mark.parametrize(("name", "gates"), models.GATES.items())
+def test_flops_of_recurrent_models_are_linear_in_steps(name: str, gates: int) -> None:
+    one, two = (models.model(name, replace(SMALL, steps=steps), at_width=True).flops for steps in (1, 2))
+    assert (one, two) == (2 * 4 * gates * 16 * (5 + 16), 2 * one)
+
+
+def test_flops_of_attention_are_quadratic_in_steps() -> None:
+    flops = [models.model("transformer", replace(SMALL, steps=steps), at_width=True).flops for steps in (1, 2, 3)]
+    second_difference = flops[2] - 2 * flops[1] + flops[0]
+    assert second_difference == 2 * 2 * SMALL.batch_size * SMALL.mem_size  # scores and values of one step more
 
 
 # -- cases -------------------------------------------------------------------------------------------------------------
@@ -106,15 +137,53 @@ def test_the_speed_table_is_complete() -> None:
     for mode in ("forward", "forward+backward"):
         assert sizes(1, mode) == large | single
         assert sizes(2, mode) == large
-    assert set(SUITES["quick"].cases) == set(SUITES["full"].cases) == set(SPEED_TABLE)
+    assert all(set(SPEED_TABLE) <= set(SUITES[name].cases) for name in ("quick", "full"))
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_no_case_is_run_twice(name: str) -> None:
+    cases = SUITES[name].cases
+    assert len(set(cases)) == len(cases)
+    assert sum(len(group.cases) * group.seconds for group in SUITES[name].groups) < SUITES[name].limit
+
+
+def test_the_full_suite_varies_everything() -> None:
+    cases = SUITES["full"].cases
+    for field in ("batch_size", "steps", "mem_slots", "mem_size", "num_heads", "dtype"):
+        assert len({getattr(case, field) for case in cases}) >= 3
+    assert {case.threads for case in cases} == {1, 2}
+    assert {case.mode for case in cases} == {"forward", "forward+backward"}
+
+
+@pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: case.name)
+def test_a_case_is_read_from_its_name(case: Case) -> None:
+    assert Case.from_text(case.name) == case
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("B=1 T=2 N=3", "D missing in"),
+        ("B=1 T=2 N=3 D=8 sideways", "got 'sideways'"),
+        ("B=0 T=2 N=3 D=8", "got 'B=0'"),
+        ("B=1 T=2 N=3 D=9 H=2", "mem_size takes a multiple"),
+    ],
+)
+def test_a_wrong_name_says_what_is_wrong(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Case.from_text(text)
+
+
+def test_what_a_name_leaves_out_is_the_default() -> None:
+    assert Case.from_text("B=1 T=2 N=3 D=8") == Case(1, 2, 3, 8)
+    assert Case.from_text("I=5 D=8 N=3 T=2 B=1 bfloat16 2 threads").input_size == 5
 
 
 @pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: case.name)
 def test_every_case_is_buildable(case: Case) -> None:
     assert eager.serves(case.spec)
-    names = [contestant.name for contestant in line_up(case, RIVALS, ["cpu"], both_modes=True)]
-    assert names[0] == "eager"
-    assert {*RIVALS, "rmc cpu"} <= set(names)
+    names = [contestant.name for contestant in line_up(case, RIVALS, ["cpu"], saved=True, at_width=True)]
+    assert {*RIVALS, "lstm at D", "transformer at D", "rmc cpu"} <= set(names)
     assert ("rmc cpu, saved" in names) == (case.mode == "forward+backward")
     assert len(case.name) > 10
     assert case.spec.mem_size == case.mem_size
@@ -123,7 +192,7 @@ def test_every_case_is_buildable(case: Case) -> None:
 @pytest.mark.parametrize("case", [SMALL, SMALL_TRAINING], ids=lambda case: case.mode)
 def test_every_contestant_runs(case: Case) -> None:
     problem = draw(case)
-    for contestant in line_up(case, ["lstm", "gru"], ["reference"], both_modes=True):
+    for contestant in line_up(case, ["eager", *models.NAMES], ["reference"], saved=True, at_width=True):
         bound = contestant.bind(problem)
         results = timed(bound, case.mode)()
         assert results[0].shape[:2] == (case.batch_size, case.steps)
@@ -133,7 +202,7 @@ def test_every_contestant_runs(case: Case) -> None:
 
 def test_flops_follow_the_mode() -> None:
     def flops(case: Case) -> dict[str, int]:
-        return {c.name: c.flops for c in line_up(case, ["lstm"], ["cpu", "reference"], both_modes=True)}
+        return {c.name: c.flops for c in line_up(case, ["eager", "lstm"], ["cpu", "reference"], saved=True)}
 
     forward, training = flops(SMALL), flops(SMALL_TRAINING)
     unit = SMALL.steps * SMALL.spec.flops_per_step(SMALL.batch_size)
@@ -144,7 +213,7 @@ def test_flops_follow_the_mode() -> None:
 
 
 def test_more_threads_are_compared_with_one() -> None:
-    found = line_up(replace(SMALL, threads=2), ["lstm"], ["cpu"], both_modes=False)
+    found = line_up(replace(SMALL, threads=2), ["eager", "lstm"], ["cpu"])
     assert [(c.name, c.threads) for c in found] == [
         ("eager", 1), ("eager", 2), ("lstm", 2), ("rmc cpu", 1), ("rmc cpu", 2),
     ]  # fmt: skip
@@ -206,7 +275,7 @@ def raising(problem: Problem) -> Bound:
 
 
 def test_red_parity_suppresses_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = run_small(monkeypatch, Contestant("wrong", spoiled("memories"), 1, 1, ours=True))
+    result = run_small(monkeypatch, Contestant("wrong", spoiled("memories"), 1, 1, 1, ours=True))
     right, wrong = result.figures
     assert (right.status, wrong.status) == ("timed", "parity failed")
     assert right.seconds
@@ -224,7 +293,7 @@ def test_red_parity_suppresses_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_breaks_is_named_and_the_rest_is_timed(
     monkeypatch: pytest.MonkeyPatch, ours: bool, status: str, ok: bool
 ) -> None:
-    result = run_small(monkeypatch, Contestant("broken", raising, 1, 1, ours=ours))
+    result = run_small(monkeypatch, Contestant("broken", raising, 1, 1, 1, ours=ours))
     assert (result.figures[0].status, result.figures[1].status) == ("timed", status)
     assert result.figures[1].note == "RuntimeError: no such instruction"
     assert result.ok == ok

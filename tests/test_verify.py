@@ -9,13 +9,17 @@ import random
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import typer
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from typer.testing import CliRunner
 
 from rmc_kernels import CellSpec
 from rmc_kernels.backends import BACKENDS, Call
@@ -23,17 +27,21 @@ from rmc_kernels.backends.reference import ReferenceBackend
 from rmc_kernels.spec import GATE_STYLES, VARIANTS
 from rmc_kernels.verify import (
     Case,
+    CaseResult,
     Comparison,
     Errors,
     baseline,
     check_case,
     covering,
     criterion,
+    histograms,
     quick_cover,
     random_case,
     reproducer,
     run,
+    runner,
 )
+from rmc_kernels.verify.command import verify
 from rmc_kernels.verify.draws import Draw, by_eager, draw, evaluate
 from rmc_kernels.verify.probe import Probe
 
@@ -111,7 +119,15 @@ def raising(spec: CellSpec, call: Call) -> Call:
     raise RuntimeError("out of registers")
 
 
+def scale_gate(spec: CellSpec, call: Call) -> Call:
+    """The memory's gate weights, too large by a thousandth."""
+    factors = {"memory_gate.weight": 1.001}
+    pairs = zip(spec.parameter_names, call.params, strict=True)
+    return replace(call, params=tuple(value * factors.get(name, 1.0) for name, value in pairs))
+
+
 WRONG = {
+    "gate scaled": Altered(call=scale_gate),
     "forget bias off": Altered(spec=lambda spec: replace(spec, forget_bias=0.0)),
     "epsilon-like change of a bias": Altered(spec=lambda spec: replace(spec, forget_bias=1.0 + 1e-5)),
     "gates swapped": Altered(call=swap_gates),
@@ -371,6 +387,73 @@ def test_nothing_verified_is_not_right() -> None:
     report = run(cases=[CASE], backends=["triton"])
     assert not report.misses
     assert not report.ok
+
+
+def test_a_mutant_is_found_by_random_cases_and_reproduced(
+    install: Callable[[ReferenceBackend], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Start to end, as a user has it: `rmc verify --time-budget`, then the command that it prints."""
+    install(WRONG["gate scaled"])
+    app, written = typer.Typer(), tmp_path / "verify.json"
+    app.command()(verify)
+    clock = itertools.count()  # a second a look: the budget is a number of cases
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(runner, "_built_in", lambda *args: [])
+    chosen = ["--backend", "cpu", "--variant", "sonnet", "--dtype", "float32", "--histogram"]
+    found = CliRunner().invoke(app, [*chosen, "--time-budget", "4", "--json", str(written)])
+    assert found.exit_code == 1
+    assert "errors of" in found.output
+    assert "past 2" in found.output
+    data = json.loads(written.read_text())
+    assert data["histograms"][0]["rms"]["counts"][-1] > 0
+    missed = next(one for one in data["results"] if one["status"] == "miss")
+    assert Case.from_json(missed["case"]) not in (*covering(), *quick_cover())
+    assert missed["reproduce"] in found.output
+    command = shlex.split(missed["reproduce"])
+    assert command[:2] == ["rmc", "verify"]
+    assert CliRunner().invoke(app, command[2:]).exit_code == 1
+    install(Altered())
+    assert CliRunner().invoke(app, command[2:]).exit_code == 0
+
+
+def test_a_time_budget_bounds_the_built_in_cases_too(install: Callable[[ReferenceBackend], None]) -> None:
+    install(WRONG["raises"])
+    report = run(backends=["cpu"], time_budget=1e-9)
+    assert not report.results
+    assert report.left_out == 3 * len(quick_cover())
+    assert not report.ok
+
+
+def test_histograms_count_every_tensor() -> None:
+    def compared(rms: float, largest: float) -> Comparison:
+        return Comparison(Errors(1, rms**2, largest, 1.0, 1e-7), Errors(1, 1.0, 1.0, 1.0, 1e-7))
+
+    values = {"a": (0.0, 0.0), "b": (1.99, 3.99), "c": (2.0, 4.0), "d": (2.01, 4.01), "e": (math.inf, math.inf)}
+    comparisons = {name: compared(*errors) for name, errors in values.items()}
+    results = [
+        CaseResult(CASE, "cpu", "cpu", 0, "miss", comparisons=comparisons),
+        CaseResult(CASE, "cpu", "cpu", 0, "not served"),
+        CaseResult(replace(CASE, dtype="bfloat16"), "cpu", "cpu", 0, "right", comparisons={"a": compared(0.5, 0.5)}),
+    ]
+    first, second = histograms(results)
+    assert first.rms == first.largest == (1, 0, 0, 0, 0, 0, 0, 2, 2)
+    assert second.rms == (0, 0, 1, 0, 0, 0, 0, 0, 0)
+    assert second.largest == (0, 1, 0, 0, 0, 0, 0, 0, 0)
+    stored = json.loads(json.dumps(first.as_dict()))
+    assert stored["rms"]["edges"] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
+
+
+def test_random_cases_vary_everything() -> None:
+    rng = random.Random(0)
+    drawn = [random_case(rng, "float32") for _ in range(300)]
+    assert {case.spec.variant for case in drawn} == set(VARIANTS)
+    for flag in ("lengths", "resets", "dropout_mask", "strided"):
+        assert {getattr(case, flag) for case in drawn} == {True, False}
+    assert max(case.steps for case in drawn) > 16
+    assert max(case.batch_size * case.spec.mem_slots for case in drawn) > 128
+    assert any(case.spec.mem_size % 16 for case in drawn)
+    assert min(case.magnitude for case in drawn) < 0.02
+    assert max(case.magnitude for case in drawn) > 1.5
 
 
 def test_random_cases_fill_the_time_budget(install: Callable[[ReferenceBackend], None]) -> None:

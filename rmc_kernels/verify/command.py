@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
@@ -17,6 +17,7 @@ from rmc_kernels.info import facts
 from rmc_kernels.verify.bounds import LARGEST_FACTOR, RMS_FACTOR, Comparison
 from rmc_kernels.verify.cases import Case
 from rmc_kernels.verify.check import CaseResult
+from rmc_kernels.verify.histogram import BINS, Histogram, edges, histograms
 from rmc_kernels.verify.report import Report, reproducer
 from rmc_kernels.verify.runner import Progress as OnResult
 from rmc_kernels.verify.runner import run
@@ -24,6 +25,8 @@ from rmc_kernels.verify.runner import run
 #: Misses that are shown in full; the JSON has them all.
 SHOWN_MISSES = 10
 SHOWN_TENSORS = 4
+#: Characters of the longest bar of a histogram.
+BAR = 24
 
 
 def verify(
@@ -32,9 +35,10 @@ def verify(
     dtype: Annotated[list[str], typer.Option(help="float32, bfloat16 or float16; may be repeated.")] = [],  # noqa: B006
     device: Annotated[list[str], typer.Option(help="cpu or cuda; may be repeated. Default: all.")] = [],  # noqa: B006
     quick: Annotated[bool, typer.Option("--quick", help="A few cases only.")] = False,
-    time_budget: Annotated[float, typer.Option(help="Seconds: go on with random cases until then.")] = 0.0,
+    time_budget: Annotated[float, typer.Option(help="Seconds: the cases of --quick, then random ones.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the draws and of the random cases.")] = 0,
     case: Annotated[Optional[str], typer.Option(help="Verify this one case, as a miss prints it.")] = None,  # noqa: UP045
+    histogram: Annotated[bool, typer.Option("--histogram", help="Show how errors are spread below the bound.")] = False,
     json_path: Annotated[Optional[Path], typer.Option("--json", help="Write every result there.")] = None,  # noqa: UP045
 ) -> None:
     """Verify every backend against float64: outputs and every gradient.
@@ -56,6 +60,8 @@ def verify(
         console.print(f"rmc verify: {error}", style="red", markup=False)
         raise typer.Exit(2) from None
     show(report, console)
+    if histogram:
+        show_histograms(histograms(report.results), console)
     if json_path is not None:
         json_path.write_text(json.dumps({"machine": facts(), **report.as_dict()}, indent=1) + "\n")
         console.print(f"All {len(report.results)} results: {json_path}", markup=False)
@@ -89,11 +95,36 @@ def show(report: Report, console: Console) -> None:
         _show_miss(result, console)
     if len(report.misses) > SHOWN_MISSES:
         console.print(f"... and {len(report.misses) - SHOWN_MISSES} more misses")
+    if report.left_out:
+        console.print(f"The time was over before {report.left_out} built-in cases were run.", style="yellow")
     ran = sum(result.status != "not served" for result in report.results)
     verdict = (
         "[green]right[/]" if report.ok else ("[red]MISSED[/]" if report.misses else "[red]nothing was verified[/]")
     )
     console.print(f"{verdict}: {ran} cases, {len(report.misses)} misses, {report.seconds:.0f} s")
+
+
+def show_histograms(found: Sequence[Histogram], console: Console) -> None:
+    """Print one table for each backend and dtype: a bar for each bin, its length the share of the tensors."""
+    for one in found:
+        where = "" if one.device == "cpu" else f" on {one.device}"
+        table = Table(title=f"{one.backend}{where}, {one.dtype}: errors of {sum(one.rms)} tensors over the eager ones")
+        for name in ("RMS", "tensors", "", "largest", "tensors", ""):
+            table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+        columns = ((one.rms, edges(RMS_FACTOR)), (one.largest, edges(LARGEST_FACTOR)))
+        for number in range(BINS + 1):
+            row: list[str] = []
+            for counts, lower in columns:
+                past = number == BINS
+                row.append(f"past {lower[number]:g}" if past else f"{lower[number]:.2f} to {lower[number + 1]:.2f}")
+                row += [str(counts[number]), ("[red]{}[/]" if past else "{}").format(_bar(counts[number], sum(counts)))]
+            table.add_row(*row)
+        console.print(table)
+
+
+def _bar(count: int, total: int) -> str:
+    """Never empty where there is something."""
+    return "█" * max(round(BAR * count / total), 1) if count else ""
 
 
 @contextmanager

@@ -33,6 +33,9 @@ AXES: Mapping[str, tuple[Any, ...]] = {
     "magnitude": (1.0, 0.1, 2.0),
 }
 
+#: Largest batch size and number of steps of a random case: usual, many elements (kernels for large batches), long.
+SEQUENCES = ((9, 6), (9, 6), (9, 6), (32, 2), (2, 24))
+
 Choice = Mapping[str, Any]
 Pair = frozenset[tuple[str, Any]]
 
@@ -63,7 +66,8 @@ def random_case(rng: random.Random, dtype: str, variant: str | None = None) -> C
     for axis in (axis for axis in AXES if axis not in choice):
         choice[axis] = rng.choice([value for value in AXES[axis] if _possible({**choice, axis: value})])
     choice["cell"] = tuple(rng.randint(1, top) for top in (9, 20, 4, 24))
-    choice["sequence"] = (rng.randint(1, 9), rng.randint(1, 6))
+    batch_size, steps = rng.choice(SEQUENCES)
+    choice["sequence"] = (rng.randint(1, batch_size), rng.randint(1, steps))
     choice["magnitude"] = 10 ** rng.uniform(-2, 0.3)
     choice["biases"] = (rng.uniform(-2, 2), rng.uniform(-2, 2))
     if choice["key_size"] is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rmc_kernels.verify.bounds import Comparison
 from rmc_kernels.verify.check import CaseResult
+from rmc_kernels.verify.histogram import histograms
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,12 @@ class Report:
     Attributes:
         results: one per case and backend.
         seconds: how long it took.
+        left_out: built-in cases that a time budget had no time for.
     """
 
     results: Sequence[CaseResult]
     seconds: float
+    left_out: int = 0
 
     @property
     def ok(self) -> bool:
@@ -77,7 +80,13 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        return {"ok": self.ok, "seconds": self.seconds, "results": [_result(result) for result in self.results]}
+        return {
+            "ok": self.ok,
+            "seconds": self.seconds,
+            "left_out": self.left_out,
+            "histograms": [one.as_dict() for one in histograms(self.results)],
+            "results": [_result(result) for result in self.results],
+        }
 
 
 def reproducer(result: CaseResult) -> str:
