@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rmc_kernels import backends
 from rmc_kernels.benchmarks import compare as comparison
-from rmc_kernels.benchmarks import profiling, report
+from rmc_kernels.benchmarks import profiling, report, uses
 from rmc_kernels.benchmarks.cases import SUITES, Case
 from rmc_kernels.benchmarks.contestants import RIVALS
 from rmc_kernels.benchmarks.suite import SuiteResult, run_suite
@@ -114,6 +114,28 @@ def write_report(
             raise typer.BadParameter(f"{path}: {error}") from None
         path.write_text(text, encoding="utf-8")
         typer.echo(f"written: {path}")
+
+
+@bench.command(name="uses")
+def time_uses(
+    names: Annotated[list[str] | None, typer.Argument(help=f"Of: {', '.join(uses.USES)}; all without.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each case.")] = 3.0,
+    out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
+    document: Annotated[Path | None, typer.Option(help="Markdown file with <!-- uses -->.", exists=True)] = None,
+) -> None:
+    """Time half types, one step at a time, and another process on a core."""
+    for name in names or ():
+        if name not in uses.USES:
+            raise typer.BadParameter(f"names takes some of {', '.join(uses.USES)}; got {name!r}")
+    console, figures = Console(), []
+    for name in names or uses.USES:
+        console.print(f"timing: {uses.USES[name].title}")
+        figures += uses.USES[name].figures(seconds)
+    console.print(uses.markdown(figures), markup=False, highlight=False)
+    if out is not None:
+        out.write_text(uses.as_json(figures), encoding="utf-8")
+    if document is not None:
+        document.write_text(uses.within(document.read_text(encoding="utf-8"), figures), encoding="utf-8")
 
 
 def read(path: Path) -> SuiteResult:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rmc_kernels import RelationalMemory, RelationalMemoryCell
 from rmc_kernels.backends import cpu
 from rmc_kernels.benchmarks import eager, timing
-from rmc_kernels.benchmarks.contestants import equal_hidden_size
+from rmc_kernels.benchmarks.models import equal_hidden_size
 from rmc_kernels.spec import CellSpec
 
 INPUTS = 64
@@ -164,23 +164,44 @@ def neighbour() -> Iterator[None]:
         process.wait()
 
 
-#: name -> (title, what the ratio is, function)
-USES: dict[str, tuple[str, str, Callable[[float], list[Figure]]]] = {
-    "half": ("Half types, one thread", "times faster than eager float32", half),
-    "step": ("One step, one thread, no gradients", "times the C++ call with packed weights", step),
-    "busy": ("Another process on one core", "times the time alone", busy),
+class Use(NamedTuple):
+    """A table: its title, what its ratios are, and what fills it, given seconds for each case."""
+
+    title: str
+    ratio: str
+    figures: Callable[[float], list[Figure]]
+
+
+USES = {
+    "half": Use("Half types, one thread", "times faster than eager float32", half),
+    "step": Use("One step, one thread, no gradients", "times the C++ call with packed weights", step),
+    "busy": Use("Another process on one core", "times the time alone", busy),
 }
+_BEGIN, _END = "<!-- uses -->", "<!-- /uses -->"
 
 
 def markdown(figures: Iterable[Figure]) -> str:
     """A table for each use."""
     lines: list[str] = []
-    for use, (title, ratio, _) in USES.items():
-        rows = [figure for figure in figures if figure.use == use]
+    for name, use in USES.items():
+        rows = [figure for figure in figures if figure.use == name]
         if rows:
-            lines += [f"### {title}", "", f"| case | contestant | us a call | {ratio} |", "|---|---|---:|---:|"]
+            lines += [f"### {use.title}", "", f"| case | contestant | us a call | {use.ratio} |", "|---|---|---:|---:|"]
             lines += [f"| {f.case} | {f.contestant} | {f.seconds * 1e6:.1f} | {f.ratio:.2f} |" for f in rows] + [""]
     return "\n".join(lines)
+
+
+def within(text: str, figures: Iterable[Figure]) -> str:
+    """A document with the tables between its markers.
+
+    Raises:
+        ValueError: it has no markers.
+    """
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"the document takes the markers {_BEGIN} and {_END}")
+    return f"{before}{_BEGIN}\n{markdown(figures)}\n{_END}{after}"
 
 
 def as_json(figures: Iterable[Figure]) -> str:
