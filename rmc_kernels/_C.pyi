@@ -8,7 +8,10 @@ def cpu_features() -> dict[str, bool]:
     """
 
 def isas() -> list[str]:
-    """Returns the kernels' instruction sets usable here, the plainest first: of "generic", "avx2", "avx512", "amx"."""
+    """Returns the kernels' instruction sets usable here, the plainest first.
+
+    They are of "generic", "avx2", "avx512", "avx512bf16" (which is avx512 in float32) and "amx".
+    """
 
 def peak_fma(seconds: float = 0.2, isa: str = "") -> float:
     """Measures the float32 multiply-add rate of one thread working from registers alone.

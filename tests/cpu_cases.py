@@ -14,7 +14,7 @@ from rmc_kernels.spec import CellSpec
 _C = pytest.importorskip("rmc_kernels._C")
 REFERENCE = ReferenceBackend()
 NOTHING = torch.empty(0, dtype=torch.uint8)
-ISAS = _C.isas()
+ISAS = [isa for isa in _C.isas() if isa != "avx512bf16"]  # whose float32 kernels are those of avx512
 sonnet = CellSpec.sonnet
 INF = float("inf")
 

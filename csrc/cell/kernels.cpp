@@ -15,7 +15,10 @@ const Kernels& kernels(Isa isa, Precision precision) {
 #ifdef RMC_HAVE_AMX
     if (isa == Isa::kAmx) return kernels_amx_bfloat16();
 #endif
-    throw std::invalid_argument("isa: bfloat16 products are those of AMX");
+#ifdef RMC_HAVE_AVX512BF16
+    if (isa == Isa::kAvx512Bf16) return kernels_avx512bf16();
+#endif
+    throw std::invalid_argument("isa: bfloat16 products are those of avx512bf16 and amx");
   }
   switch (isa) {
     case Isa::kGeneric:
@@ -26,6 +29,7 @@ const Kernels& kernels(Isa isa, Precision precision) {
 #endif
       break;
     case Isa::kAvx512:
+    case Isa::kAvx512Bf16:  // more than AVX-512 for bfloat16 only
 #ifdef RMC_HAVE_AVX512
       return kernels_avx512();
 #endif

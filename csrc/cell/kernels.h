@@ -62,7 +62,8 @@ const Kernels& kernels_generic();
 const Kernels& kernels_generic_double();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
-const Kernels& kernels_amx();  // float32 through three bf16 terms
+const Kernels& kernels_avx512bf16();  // bfloat16
+const Kernels& kernels_amx();         // float32 through three bf16 terms
 const Kernels& kernels_amx_bfloat16();
 
 }  // namespace rmc

@@ -1,4 +1,6 @@
-// gemm() and pack() on AMX tiles. Left operands are split when a product starts, weights when they are packed.
+// gemm() and pack() on tiles of bf16 operands, multiplied by the TileProduct of the instruction set
+// (gemm/amx_product.h, gemm/bf16_product.h). Left operands are split when a product starts, weights when they are
+// packed.
 //
 // Operands: [panel][K / 32][term][row][16 words]. Weights: a line whose first number says whether some of them cannot
 // be split, then [column / 16][K / 32][term][word][16 columns].
@@ -106,7 +108,6 @@ class TileOperands {
   TileOperands(const Panels<V>& a, int64_t first, int64_t count) : a_(a), depth_((a.columns + kTileK - 1) / kTileK) {
     words_ = static_cast<uint32_t*>(scratch(Scratch::kOperands, static_cast<size_t>(count * stride()) * 4));
     for (int64_t p = 0; p < count; p++) split(first + p, p);
-    asm volatile("" : : : "memory");  // tile loads do not tell gcc that they read memory
   }
 
   int64_t stride() const { return depth_ * kStep; }
@@ -151,10 +152,10 @@ class TileOperands {
 
 // A block of 16 R rows and 16 C columns over `depth` tiles of k. bias: of the first columns, or null: c is added to.
 template <class V, int R, int C>
-void tile_block(int64_t depth, const uint32_t* a, int64_t a_next, const uint32_t* w, int64_t w_next, Lines ahead,
-                int32_t height, const float* bias, bool relu, float* c, int64_t c_next) {
+void tile_block(const TileProduct& product, int64_t depth, const uint32_t* a, int64_t a_next, const uint32_t* w,
+                int64_t w_next, Lines ahead, int32_t height, const float* bias, bool relu, float* c, int64_t c_next) {
   alignas(64) float sums[4 * 256];
-  multiply_tiles<V::kTerms, R, C>(depth, a, a_next, w, w_next, ahead, sums);
+  product.multiply<V::kTerms, R, C>(depth, a, a_next, w, w_next, ahead, sums);
   for (int i = 0; i < R; i++) {
     for (int j = 0; j < C; j++) {
       const float* from = sums + (2 * i + j) * 256;
@@ -170,8 +171,8 @@ void tile_block(int64_t depth, const uint32_t* a, int64_t a_next, const uint32_t
 }
 
 template <class V>
-using TileBlock = void (*)(int64_t, const uint32_t*, int64_t, const uint32_t*, int64_t, Lines, int32_t, const float*,
-                           bool, float*, int64_t);
+using TileBlock = void (*)(const TileProduct&, int64_t, const uint32_t*, int64_t, const uint32_t*, int64_t, Lines,
+                           int32_t, const float*, bool, float*, int64_t);
 
 // One row by plain multiply-adds.
 template <class V>
@@ -214,7 +215,7 @@ void tile_gemm(const Panels<V>& a, int64_t first_a, const float* packed, const f
     }
     const TileOperands<V> operands(a, first_a, panels);
     {
-      const TileConfig config(a.height);
+      const TileProduct product(a.height);
       constexpr int64_t kBlock = kTileBlockK / kTileK;
       for (int64_t k = 0; k < weights.depth(); k += kBlock) {
         const int64_t depth = weights.depth() - k < kBlock ? weights.depth() - k : kBlock;
@@ -224,7 +225,7 @@ void tile_gemm(const Panels<V>& a, int64_t first_a, const float* packed, const f
           const uint32_t* w = weights.tiles(j) + k * weights.kStep;
           const float* b = !first ? nullptr : bias ? bias + j * 16 : kNoBias;
           for (int64_t p = 0; p < panels; p += 2) {
-            kBlocks[p + 1 < panels][two](depth, operands.panel(p) + k * weights.kStep, operands.stride(), w,
+            kBlocks[p + 1 < panels][two](product, depth, operands.panel(p) + k * weights.kStep, operands.stride(), w,
                                          weights.column_stride(), share_of<V>(p, panels), a.height, b, relu && last,
                                          c.panel(first_c + p) + j * c.chunk_stride(), c.stride());
           }

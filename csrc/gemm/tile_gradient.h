@@ -1,4 +1,4 @@
-// weight_gradient() on AMX tiles: k counts rows here, and a pair of k is the same row of two neighbouring panels.
+// weight_gradient() on tiles: k counts rows here, and a pair of k is the same row of two neighbouring panels.
 #pragma once
 #include <cstring>
 
@@ -28,12 +28,13 @@ inline __m512 split_panels(const Panels<V>& x, int64_t p, int64_t end, int64_t c
 }
 
 template <class V, int R, int C>
-void gradient_block(int64_t depth, const uint32_t* a, const uint32_t* b, int64_t next, float* out, int64_t stride) {
+void gradient_block(const TileProduct& product, int64_t depth, const uint32_t* a, const uint32_t* b, int64_t next,
+                    float* out, int64_t stride) {
   alignas(64) float sums[4 * 256];
   for (int r = 0; r < 16 * R; r++) {
     for (int j = 0; j < C; j++) prefetch(out + r * stride + j * 16);
   }
-  multiply_tiles<V::kTerms, R, C>(depth, a, next, b, next, {}, sums);
+  product.multiply<V::kTerms, R, C>(depth, a, next, b, next, {}, sums);
   for (int r = 0; r < 16 * R; r++) {
     for (int j = 0; j < C; j++) {
       float* to = out + r * stride + j * 16;
@@ -50,14 +51,13 @@ bool split_columns(const Panels<V>& x, int64_t first, int64_t end, int64_t panel
     for (int64_t p = 0; p < panels; p += 2, to += V::kTerms * kTileWords)
       left = _mm512_add_ps(left, split_panels<V, kLeft>(x, p, panels, c, to));
   }
-  asm volatile("" : : : "memory");  // tile loads do not tell gcc that they read memory
   return !has_nan(left);
 }
 
 // Columns that cannot be split are left to the vector units.
 template <class V>
 void tile_weight_gradient(const Panels<V>& dy, const Panels<V>& x, int64_t panels, float* out) {
-  using Block = void (*)(int64_t, const uint32_t*, const uint32_t*, int64_t, float*, int64_t);
+  using Block = void (*)(const TileProduct&, int64_t, const uint32_t*, const uint32_t*, int64_t, float*, int64_t);
   static constexpr Block kBlocks[2][2] = {{gradient_block<V, 1, 1>, gradient_block<V, 1, 2>},
                                           {gradient_block<V, 2, 1>, gradient_block<V, 2, 2>}};
   constexpr int64_t kStep = V::kTerms * kTileWords, kBlock = kGradientPanels / 2;
@@ -67,7 +67,7 @@ void tile_weight_gradient(const Panels<V>& dy, const Panels<V>& x, int64_t panel
   uint32_t* right = left + 2 * next;
   if (!split_columns<V, false>(x, 0, x.columns, panels, right))
     return vector_weight_gradient(dy, 0, dy.columns, x, panels, out);
-  const TileConfig config;
+  const TileProduct product(16);
   for (int64_t o = 0; o < dy.columns; o += 32) {
     const int64_t end = o + 32 < dy.columns ? o + 32 : dy.columns;
     if (!split_columns<V, true>(dy, o, end, panels, left)) {
@@ -77,8 +77,8 @@ void tile_weight_gradient(const Panels<V>& dy, const Panels<V>& x, int64_t panel
     for (int64_t k = 0; k < depth; k += kBlock) {
       const int64_t count = depth - k < kBlock ? depth - k : kBlock;
       for (int64_t i = 0; i < x.columns; i += 32) {
-        kBlocks[end - o == 32][i + 32 <= x.columns](count, left + k * kStep, right + i / 16 * next + k * kStep, next,
-                                                    out + o * x.columns + i, x.columns);
+        kBlocks[end - o == 32][i + 32 <= x.columns](product, count, left + k * kStep, right + i / 16 * next + k * kStep,
+                                                    next, out + o * x.columns + i, x.columns);
       }
     }
   }

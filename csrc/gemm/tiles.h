@@ -1,15 +1,13 @@
-// Products on AMX tiles, with every float32 operand as Terms bf16 numbers that add up to it.
+// Operands of bf16 products in tiles, with every float32 number as Terms bf16 numbers that add up to it.
 //
 // Three terms hold all 24 bits of a float32, and of the nine products of two such operands the six that matter are
-// added: what is dropped is below 2^-26 of the product. A tile operand has 16 rows of 32 bf16 numbers, paired in 32-bit
-// words; which two of the 32 values of k are a pair is free as long as both operands agree, and here word i pairs k = i
+// added: what is dropped is below 2^-26 of the product. A tile has 16 rows of 32 bf16 numbers, paired in 32-bit words;
+// which two of the 32 values of k are a pair is free as long as both operands agree, and here word i pairs k = i
 // with k = 16 + i: two vectors of floats then become the words of a tile row by a shift and a blend.
 #pragma once
 #include <immintrin.h>
 
 #include <cstdint>
-
-#include "machine/tile_config.h"
 
 namespace rmc {
 namespace RMC_ISA {
@@ -70,63 +68,18 @@ inline __m512 store_pairs(__m512 even, __m512 odd, uint32_t* to) {
 
 inline bool has_nan(__m512 x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
 
-// Results are in tiles 0 to 3, left operands in 4 and 5, right operands in 6 and 7.
-template <int R>
-inline void load_left(const uint32_t* a, int64_t next) {
-  _tile_loadd(4, a, 64);
-  if constexpr (R > 1) _tile_loadd(5, a + next, 64);
-}
-template <int C>
-inline void load_right(const uint32_t* b, int64_t next) {
-  _tile_loadd(6, b, 64);
-  if constexpr (C > 1) _tile_loadd(7, b + next, 64);
-}
-template <int R, int C>
-inline void multiply() {
-  _tile_dpbf16ps(0, 4, 6);
-  if constexpr (C > 1) _tile_dpbf16ps(1, 4, 7);
-  if constexpr (R > 1) _tile_dpbf16ps(2, 5, 6);
-  if constexpr (R > 1 && C > 1) _tile_dpbf16ps(3, 5, 7);
-}
-
 // Cache lines of each step of k that are fetched ahead of the next two right operands.
 struct Lines {
   int first = 0, end = 0;
-};
 
-// sums[2 r + c] (16 rows of 16) = product of left operand r and right operand c over `depth` tiles of k; the second
-// operands are `a_next` and `b_next` words after the first.
-template <int Terms, int R, int C>
-inline void multiply_tiles(int64_t depth, const uint32_t* a, int64_t a_next, const uint32_t* b, int64_t b_next,
-                           Lines ahead, float* sums) {
-  constexpr int64_t kStep = Terms * kTileWords;
-  _tile_zero(0);
-  if constexpr (C > 1) _tile_zero(1);
-  if constexpr (R > 1) _tile_zero(2);
-  if constexpr (R > 1 && C > 1) _tile_zero(3);
-  for (int64_t k = 0; k < depth; k++, a += kStep, b += kStep) {
-    for (int i = ahead.first; i < ahead.end; i++) {
-      _mm_prefetch(b + 2 * b_next + i * 16, _MM_HINT_T1);
-      _mm_prefetch(b + 3 * b_next + i * 16, _MM_HINT_T1);
-    }
-    if constexpr (Terms == 1) {
-      load_left<R>(a, a_next), load_right<C>(b, b_next), multiply<R, C>();
-    } else {
-      // Neighbours share an operand, so that six products take seven loads a side and not twelve.
-      static_assert(Terms == 3);
-      load_left<R>(a, a_next), load_right<C>(b + 2 * kTileWords, b_next), multiply<R, C>();
-      load_right<C>(b + kTileWords, b_next), multiply<R, C>();
-      load_left<R>(a + kTileWords, a_next), multiply<R, C>();
-      load_right<C>(b, b_next), multiply<R, C>();
-      load_left<R>(a + 2 * kTileWords, a_next), multiply<R, C>();
-      load_left<R>(a, a_next), multiply<R, C>();
+  // b: a step of the first of two right operands, which are `next` words apart.
+  void prefetch(const uint32_t* b, int64_t next) const {
+    for (int i = first; i < end; i++) {
+      _mm_prefetch(b + 2 * next + i * 16, _MM_HINT_T1);
+      _mm_prefetch(b + 3 * next + i * 16, _MM_HINT_T1);
     }
   }
-  _tile_stored(0, sums, 64);
-  if constexpr (C > 1) _tile_stored(1, sums + 256, 64);
-  if constexpr (R > 1) _tile_stored(2, sums + 512, 64);
-  if constexpr (R > 1 && C > 1) _tile_stored(3, sums + 768, 64);
-}
+};
 
 }  // namespace RMC_ISA
 }  // namespace rmc

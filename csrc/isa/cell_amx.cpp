@@ -3,8 +3,9 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include "simd/avx512.h"
-// The width comes first: what follows is compiled for it.
+// The width and the product come first: what follows is compiled for them.
 #include "cell/table.h"
+#include "gemm/amx_product.h"
 #include "gemm/tile_gemm.h"
 #include "gemm/tile_gradient.h"
 

@@ -22,7 +22,7 @@ struct Loops {
 
 Loops loops_for([[maybe_unused]] Isa isa) {
 #ifdef RMC_HAVE_AVX512
-  if (isa == Isa::kAvx512 || isa == Isa::kAmx) return {fma_loop_avx512, read_loop_avx512};
+  if (isa >= Isa::kAvx512) return {fma_loop_avx512, read_loop_avx512};
 #endif
 #ifdef RMC_HAVE_AVX2
   if (isa == Isa::kAvx2) return {fma_loop_avx2, read_loop_avx2};

@@ -9,7 +9,7 @@
 
 namespace rmc {
 
-// GFLOP/s of float32 multiply-adds from registers. The vectors that go with AMX are those of AVX-512.
+// GFLOP/s of float32 multiply-adds from registers. The vectors of avx512bf16 and amx are those of avx512.
 double peak_fma(double seconds, Isa isa);
 
 // GFLOP/s of bf16 tile products from registers; 0 without AMX.

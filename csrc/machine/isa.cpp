@@ -7,7 +7,7 @@
 namespace rmc {
 namespace {
 
-constexpr Isa kAll[] = {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512, Isa::kAmx};
+constexpr Isa kAll[] = {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx};
 
 bool compiled(Isa isa) {
   switch (isa) {
@@ -20,6 +20,11 @@ bool compiled(Isa isa) {
       break;
     case Isa::kAvx512:
 #ifdef RMC_HAVE_AVX512
+      return true;
+#endif
+      break;
+    case Isa::kAvx512Bf16:
+#ifdef RMC_HAVE_AVX512BF16
       return true;
 #endif
       break;
@@ -36,6 +41,7 @@ bool executable(Isa isa) {
   const CpuFeatures& f = cpu_features();
   const bool avx2 = f.avx2 && f.fma && f.f16c;
   const bool avx512 = avx2 && f.avx512f && f.avx512bw && f.avx512dq && f.avx512vl;
+  const bool avx512bf16 = avx512 && f.avx512_bf16;
   switch (isa) {
     case Isa::kGeneric:
       return true;
@@ -43,8 +49,10 @@ bool executable(Isa isa) {
       return avx2;
     case Isa::kAvx512:
       return avx512;
+    case Isa::kAvx512Bf16:
+      return avx512bf16;
     case Isa::kAmx:
-      return avx512 && f.avx512_bf16 && f.amx_tile && f.amx_bf16;
+      return avx512bf16 && f.amx_tile && f.amx_bf16;
   }
   return false;
 }
@@ -59,6 +67,8 @@ const char* name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512bf16";
     case Isa::kAmx:
       return "amx";
   }

@@ -1,3 +1,4 @@
+#define RMC_ISA amx
 #include <immintrin.h>
 
 #include "machine/loops.h"
@@ -11,7 +12,7 @@ constexpr double kTileFlops = 2.0 * 16 * 16 * 32;  // 16 x 16 results, each over
 }  // namespace
 
 double tile_loop_amx(int64_t iterations) {
-  const TileConfig config;
+  const amx::TileConfig config;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);

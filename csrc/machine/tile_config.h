@@ -1,11 +1,12 @@
-// The shapes of the AMX tile registers, held while an object of this type lives. For files compiled for AMX only.
+// The shapes of the AMX tile registers, held while an object of this type lives. For files compiled for AMX only, in
+// their namespace.
 #pragma once
 #include <immintrin.h>
 
 #include <cstdint>
 
 namespace rmc {
-namespace {  // each file has its own: see vector_loops.h
+namespace RMC_ISA {
 
 class TileConfig {
  public:
@@ -31,5 +32,5 @@ class TileConfig {
   } data_;
 };
 
-}  // namespace
+}  // namespace RMC_ISA
 }  // namespace rmc

@@ -158,8 +158,8 @@ void test_cell(const Named& cell, rmc::Isa isa, rmc::Precision precision) {
 }
 
 // What AMX cannot split takes a path of its own: it must stay in its batch element.
-void test_infinity(const Named& cell, rmc::Isa isa) {
-  Problem<float> problem(cell.config, isa, rmc::Precision::kFloat32, 37, 3);
+void test_infinity(const Named& cell, rmc::Isa isa, rmc::Precision precision) {
+  Problem<float> problem(cell.config, isa, precision, 37, 3);
   const size_t size = problem.memories.size() / 37;
   problem.x[0] = INFINITY;
   problem.run(1, false, false);
@@ -243,9 +243,11 @@ void test_interrupt(const Named& cell) {
 int main() {
   for (const Named& cell : cells()) {
     for (rmc::Isa isa : rmc::supported_isas()) {
-      test_cell<float>(cell, isa, rmc::Precision::kFloat32);
-      test_infinity(cell, isa);
-      if (isa == rmc::Isa::kAmx) test_cell<float>(cell, isa, rmc::Precision::kBfloat16);
+      for (rmc::Precision precision : {rmc::Precision::kFloat32, rmc::Precision::kBfloat16}) {
+        if (precision == rmc::Precision::kBfloat16 && isa < rmc::Isa::kAvx512Bf16) continue;
+        test_cell<float>(cell, isa, precision);
+        test_infinity(cell, isa, precision);
+      }
     }
     test_cell<double>(cell, rmc::Isa::kGeneric, rmc::Precision::kFloat64);
   }
