@@ -1,12 +1,10 @@
-"""The Triton kernels compiled, without a GPU: tiles of the table for their targets, and PTX run by a simulator."""
+"""The Triton kernels compiled, without a GPU: tiles of the table for their targets, and what a launch promises."""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,17 +15,13 @@ if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None or t
     pytest.skip("for a process without a GPU that does not interpret", allow_module_level=True)
 
 from rmc_kernels import CellSpec, backends
-from rmc_kernels.backends.reference import unroll
 from rmc_kernels.backends.triton import tiles
 from rmc_kernels.backends.triton.tiles import TABLE, Tile
-from rmc_kernels.verify import criterion
 from tests.cases import SPECS, draw
 from tests.compile_matrix import compile_entry
-from tests.offline import Launch, offline
+from tests.offline import offline
 
 TRITON = backends.BACKENDS["triton"]
-#: The PTX simulator, beside the project.
-SIMULATOR = Path(os.environ.get("RMC_SHARED", Path(__file__).parents[2] / "shared")) / "tools" / "ptxsim"
 
 
 def test_without_a_device_the_reason_is_given() -> None:
@@ -104,37 +98,3 @@ def test_one_compilation_serves_every_batch_and_length_without_waiting_for_the_d
     assert len(set(found)) == 1
     assert found[0][0] == "forward"
     assert found[0][2] == 4
-
-
-# -- compiled code, run ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not SIMULATOR.exists(), reason=f"no simulator in {SIMULATOR}")
-@pytest.mark.parametrize(
-    "name, dtype, schedule",
-    [("sonnet", "float32", "warp"), ("matrix-blocks", "bfloat16", "lockstep"), ("textbook", "bfloat16", "warp")],
-)
-def test_compiled_code_is_right_and_free_of_races(
-    name: str, dtype: str, schedule: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(SIMULATOR))
-    import ptxsim
-
-    races = []
-
-    def run(launch: Launch) -> None:
-        simulation = ptxsim.run_ptx(
-            None, launch.grid, list(launch.arguments), launch.metadata.num_warps, launch.metadata.shared,
-            schedule, 0, True, mod=ptxsim.Module(launch.file("ptx").read_text()),
-        )  # fmt: skip
-        races.extend(simulation.races)
-
-    options = ("lengths", "resets")
-    case = draw(SPECS[name], options, batch=17, steps=3, dtype=getattr(torch, dtype))
-    with offline("sm_80", run):
-        memories = TRITON.forward(case.spec, case.call(), False)[0]
-    assert not races
-    exact, eager = unroll(case.spec, case.to(torch.float64).call())[0], unroll(case.spec, case.call())[0]
-    found = criterion(memories, eager, exact)
-    assert found.ok, str(found)
-    sys.modules.pop("ptxsim")
