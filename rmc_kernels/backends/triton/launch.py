@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import triton
@@ -14,8 +14,11 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from rmc_kernels.backends.protocol import Call
 from rmc_kernels.backends.triton import tiles
+from rmc_kernels.backends.triton.activations import Activations, kept_rows
 from rmc_kernels.backends.triton.device.forward import forward
+from rmc_kernels.backends.triton.device.forward_kept import forward_kept
 from rmc_kernels.backends.triton.device.project import project
+from rmc_kernels.backends.triton.kept import TrainingPlan
 from rmc_kernels.backends.triton.parameters import Linear, Parameters
 from rmc_kernels.backends.triton.plan import Blocks, Plan
 from rmc_kernels.spec import LAYER_NORM_EPS, CellSpec
@@ -76,9 +79,9 @@ def unroll(spec: CellSpec, call: Call) -> Tensor:
     batch, steps = call.batch_size, call.steps
     memories = call.memory.new_empty(batch, steps, spec.mem_slots, spec.mem_size)
     if memories.numel():
-        with _device(call.x):
+        with device_of(call.x):
             params = Parameters.of(spec, call)
-            _forward(spec, call, params, _input_side(spec, call, params), memories)
+            _forward(spec, call, params, input_side(spec, call.x, params), memories)
     return memories
 
 
@@ -96,17 +99,18 @@ class InputSide:
     gates: Tensor | None
 
 
-def _input_side(spec: CellSpec, call: Call, params: Parameters) -> InputSide:
-    count = call.batch_size * call.steps
-    u = call.x.reshape(count * spec.rows, spec.input_size)
+def input_side(spec: CellSpec, x: Tensor, params: Parameters) -> InputSide:
+    """The `InputSide` of x [B, T, ...]."""
+    count = x.shape[0] * x.shape[1]
+    u = x.reshape(count * spec.rows, spec.input_size)
     if params.input_projection is not None:
-        u = _project(u, params.input_projection)
+        u = project_rows(u, params.input_projection)
     gates = None
     if params.input_gate is not None:
-        gates = _project(u.view(count, spec.rows * spec.mem_size), params.input_gate)
+        gates = project_rows(u.view(count, spec.rows * spec.mem_size), params.input_gate)
     if tiles.input_rows_in_tile(spec):
         return InputSide(u.contiguous(), gates)
-    rows = _project(u, params.qkv)
+    rows = project_rows(u, params.qkv)
     if params.qkv_norm is not None:
         weight, bias = params.qkv_norm.weight[0].float(), params.qkv_norm.bias[0].float()
         for part in rows.split(max(1, NORM_BYTES // (4 * spec.qkv_size))):
@@ -114,7 +118,7 @@ def _input_side(spec: CellSpec, call: Call, params: Parameters) -> InputSide:
     return InputSide(rows, gates)
 
 
-def _project(rows: Tensor, linear: Linear) -> Tensor:
+def project_rows(rows: Tensor, linear: Linear) -> Tensor:
     """`rows @ weight.T + bias`, [count, out], in the dtype of the rows [count, in]."""
     rows = rows.contiguous()
     (count, inner), outputs = rows.shape, linear.weight.shape[-2]
@@ -129,7 +133,7 @@ def _project(rows: Tensor, linear: Linear) -> Tensor:
 
 
 def _forward(spec: CellSpec, call: Call, params: Parameters, side: InputSide, memories: Tensor) -> None:
-    tile = tiles.choose(spec, call.x.dtype, _target(), call.batch_size, _processors())
+    tile = tile_of(spec, call)
     plan = _plan(spec, tile, precision(call.x.dtype))
     programs = triton.cdiv(call.batch_size, tile.rows // plan.padded)
 
@@ -139,14 +143,11 @@ def _forward(spec: CellSpec, call: Call, params: Parameters, side: InputSide, me
     kind, wide = call.x.dtype, torch.float32
     forward[(programs,)](
         memories, call.memory.contiguous(), side.rows, side.gates,
-        _contiguous(call.lengths), _bytes(call.resets), _contiguous(call.reset_memory), _contiguous(call.dropout_mask),
-        *_pair(params.qkv), *_pair(params.qkv_norm), *_pair(params.heads), *_pair(params.attention_norm),
-        *_pair(params.mlp), *_pair(params.mlp_norm), *_pair(params.memory_gate),
+        *options(call), *weights(params),
         scratch(wide, plan.D) if plan.inputs_in_tile else None,
         scratch(kind, plan.F), scratch(wide), scratch(wide, plan.D), scratch(kind, 2, plan.D),
         scratch(wide, plan.D), scratch(wide, plan.G) if plan.G else None,
-        call.batch_size, call.steps, spec.num_blocks, spec.attention_mlp_layers,
-        plan.D, plan.F, plan.G, spec.num_heads, spec.key_width, spec.head_size,
+        call.batch_size, call.steps, *bounds(spec, plan),
         spec.input_bias, spec.forget_bias,
         plan=plan, num_warps=tile.warps, enable_fp_fusion=False,
     )  # fmt: skip
@@ -172,6 +173,86 @@ def _plan(spec: CellSpec, tile: tiles.Tile, precision: str) -> Plan:
     )
 
 
+def tile_of(spec: CellSpec, call: Call) -> tiles.Tile:
+    """The tile of a call on Triton's device."""
+    return tiles.choose(spec, call.x.dtype, _target(), call.batch_size, _processors())
+
+
+def options(call: Call) -> tuple[Tensor | None, ...]:
+    """lengths, resets, reset_memory and mask as the kernels take them."""
+    return (
+        _contiguous(call.lengths), _bytes(call.resets), _contiguous(call.reset_memory), _contiguous(call.dropout_mask)
+    )  # fmt: skip
+
+
+def weights(params: Parameters) -> tuple[Tensor | None, ...]:
+    """The parameters of the recurrence in the kernels' order."""
+    pairs = (
+        params.qkv, params.qkv_norm, params.heads, params.attention_norm, params.mlp, params.mlp_norm,
+        params.memory_gate,
+    )  # fmt: skip
+    return tuple(tensor for linear in pairs for tensor in _pair(linear))
+
+
+def bounds(spec: CellSpec, plan: Plan) -> tuple[int, ...]:
+    """The run-time bounds of loops in the kernels' order."""
+    return (
+        spec.num_blocks, spec.attention_mlp_layers, plan.D, plan.F, plan.G, spec.num_heads, spec.key_width,
+        spec.head_size,
+    )  # fmt: skip
+
+
+def training_plan(spec: CellSpec, tile: tiles.Tile, precision: str) -> TrainingPlan:
+    """The plan of the kernels that train."""
+    plan = _plan(spec, tile, precision)
+    return TrainingPlan(
+        **{field.name: getattr(plan, field.name) for field in fields(plan)},
+        num_blocks=spec.num_blocks,
+        projection=spec.has_output_projection,
+    )
+
+
+def programs(spec: CellSpec, call: Call, tile: tiles.Tile, saved: bool) -> int:
+    """How many programs train; where activations are `saved`, all rows that those have room for get one."""
+    padded = tiles.padded_rows(spec)
+    rows = kept_rows(spec, call.batch_size) if saved else call.batch_size * padded
+    return int(triton.cdiv(rows, tile.rows))
+
+
+def without_padding(call: Call) -> Tensor:
+    """x with what is past the lengths replaced by 0: a NaN there would reach the weights through a product with 0."""
+    if call.lengths is None:
+        return call.x
+    running = torch.arange(call.steps, device=call.x.device) < call.lengths[:, None]
+    return torch.where(running.view(*running.shape, *([1] * (call.x.dim() - 2))), call.x, 0)
+
+
+def unroll_kept(spec: CellSpec, call: Call) -> tuple[Tensor, Tensor]:
+    """The memories [B, T, N, D] of a call, and the activations of its steps as bytes."""
+    memories = call.memory.new_empty(call.batch_size, call.steps, spec.mem_slots, spec.mem_size)
+    activations = call.x.new_empty(activation_size(spec, call.batch_size, call.steps, call.x.dtype), dtype=torch.uint8)
+    if memories.numel():
+        tile, kind = tile_of(spec, call), call.x.dtype
+        plan = training_plan(spec, tile, precision(kind))
+        count = programs(spec, call, tile, True)
+        kept = Activations.within(activations, plan, kind, call.steps, count * tile.rows)
+        with device_of(call.x):
+            params = Parameters.of(spec, call)
+            side = input_side(spec, without_padding(call), params)
+            forward_kept[(count,)](
+                memories, kept.kind, kept.wide, kept.marks, call.memory.contiguous(), side.rows, side.gates,
+                *options(call), *weights(params), call.batch_size, call.steps, *bounds(spec, plan),
+                spec.input_bias, spec.forget_bias, plan=plan, num_warps=tile.warps, enable_fp_fusion=False,
+            )  # fmt: skip
+    return memories, activations
+
+
+def activation_size(spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
+    """See `Backend.activation_size`."""
+    plan = training_plan(spec, tiles.PROJECTION, "ieee")
+    return steps * kept_rows(spec, batch_size) * Activations.row_bytes(plan, dtype.itemsize)
+
+
 def _pair(linear: Linear | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if linear is None else (linear.weight, linear.bias)
 
@@ -184,6 +265,6 @@ def _bytes(flags: Tensor | None) -> Tensor | None:
     return None if flags is None else flags.contiguous().view(torch.uint8)
 
 
-def _device(x: Tensor) -> AbstractContextManager[object]:
+def device_of(x: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current stream of the current device, which need not be that of the tensors."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
