@@ -42,15 +42,17 @@ class Activations:
             marks.view(torch.float32).view(steps, plan.num_blocks, MARKS, rows),
         )
 
+    def clear_from(self, row: int) -> None:
+        """Put 0 into the rows from `row` on, which no program fills: sums over all rows must not meet a NaN there."""
+        self.kind[:, row:] = 0
+        self.wide[:, row:] = 0
+        self.marks[..., row:] = 0
+
     @classmethod
-    def empty(cls, like: Tensor, plan: TrainingPlan, steps: int, wide_steps: int, rows: int) -> Activations:
-        """Fresh ones of `like`'s dtype and device: `steps` of `kind`, `wide_steps` of the others."""
-        wide = torch.float32
-        return cls(
-            like.new_empty(steps, rows, plan.kind_width),
-            like.new_empty(wide_steps, rows, plan.wide_width, dtype=wide),
-            like.new_empty(wide_steps, plan.num_blocks, MARKS, rows, dtype=wide),
-        )
+    def empty(cls, like: Tensor, plan: TrainingPlan, steps: int, rows: int) -> Activations:
+        """Fresh ones of `like`'s dtype and device."""
+        size = steps * rows * cls.row_bytes(plan, like.element_size())
+        return cls.within(like.new_empty(size, dtype=torch.uint8), plan, like.dtype, steps, rows)
 
 
 def kept_rows(spec: CellSpec, batch_size: int) -> int:

@@ -11,14 +11,17 @@ from torch import Tensor
 
 from rmc_kernels.backends.protocol import Call
 from rmc_kernels.backends.triton import launch, tiles
-from rmc_kernels.backends.triton.activations import Activations
+from rmc_kernels.backends.triton.activations import Activations, kept_rows
 from rmc_kernels.backends.triton.device.backward import backward
+from rmc_kernels.backends.triton.device.recompute import recompute
 from rmc_kernels.backends.triton.kept import TrainingPlan
 from rmc_kernels.backends.triton.parameters import Linear, Parameters
 from rmc_kernels.spec import LAYER_NORM_EPS, CellSpec
 
 #: Most bytes of what grows with the steps of a chunk; a chunk has a step at least.
 WORKSPACE_BYTES = 256 << 20
+#: Most steps of a chunk: CUDA's limit to a grid's second dimension.
+MOST_STEPS = 65535
 
 
 def gradients(
@@ -86,8 +89,8 @@ class _Backward:
         self.saved = activations.numel() > 0
         self.tile = launch.tile_of(spec, call)
         self.plan = launch.training_plan(spec, self.tile, launch.precision(call.x.dtype))
-        self.programs = launch.programs(spec, call, self.tile, self.saved)
-        self.rows = self.programs * self.tile.rows
+        self.programs = launch.programs(call, self.plan)
+        self.rows = kept_rows(spec, call.batch_size) if self.saved else self.programs * self.tile.rows
         self.wanted = wanted
         self.sums = Sums({name: t for name, t in wanted.items() if not name.endswith("memory") and name != "x"})
         self.kept = self._activations(activations)
@@ -122,16 +125,16 @@ class _Backward:
     def chunk_steps(self) -> int:
         """Steps of a chunk: as even as the byte budget allows."""
         plan, item = self.plan, self.call.x.element_size()
-        width = plan.work_width + (0 if self.saved else plan.kind_width)
-        per_step = self.rows * width * item + self.programs * plan.sums_width * 4
-        chunks = triton.cdiv(self.call.steps, max(1, WORKSPACE_BYTES // per_step))
+        per_row = plan.work_width * item + (0 if self.saved else Activations.row_bytes(plan, item))
+        per_step = self.rows * per_row + self.programs * plan.sums_width * 4
+        chunks = triton.cdiv(self.call.steps, min(MOST_STEPS, max(1, WORKSPACE_BYTES // per_step)))
         return triton.cdiv(self.call.steps, chunks)
 
     def _activations(self, activations: Tensor) -> Activations:
         kind = self.call.x.dtype
         if self.saved:
             return Activations.within(activations, self.plan, kind, self.call.steps, self.rows)
-        return Activations.empty(self.call.x, self.plan, self.chunk_steps, 1, self.rows)
+        return Activations.empty(self.call.x, self.plan, self.chunk_steps, self.rows)
 
     def _walk(
         self, grad: Tensor, side: launch.InputSide, carry: Tensor, reset_carry: Tensor | None, d_inputs: Tensor
@@ -139,18 +142,25 @@ class _Backward:
         """Every chunk, the last one first, after its launch."""
         call, plan, kept, steps = self.call, self.plan, self.kept, self.chunk_steps
         work = self._empty(call.x.dtype, steps, self.rows, plan.work_width)
+        work[:, self.programs * self.tile.rows :] = 0  # rows of kept activations that no program has
         sums = self._empty(torch.float32, steps, self.programs, plan.sums_width)
         scratch = self._empty(torch.float32, self.rows, plan.scratch_width)
-        params, spec = self.params, self.spec
+        params, spec, memory = self.params, self.spec, call.memory.contiguous()
+        norms = launch.pairs(params.qkv_norm, params.attention_norm, params.mlp_norm)
+        transposed = [_transposed(linear) for linear in (params.qkv, params.heads, params.mlp, params.memory_gate)]
         for start in reversed(range(0, call.steps, steps)):
             count = min(steps, call.steps - start)
+            if not self.saved:
+                recompute[(self.programs, count)](
+                    kept.kind, kept.wide, kept.marks, self.memories, memory, side.rows, side.gates,
+                    *launch.options(call), *launch.weights(params), call.batch_size, call.steps, self.rows, start,
+                    *launch.bounds(spec, plan), plan=plan, num_warps=self.tile.warps, enable_fp_fusion=False,
+                )  # fmt: skip
             backward[(self.programs,)](
-                grad, self.memories, call.memory.contiguous(), side.rows, side.gates, *launch.options(call),
-                *launch.weights(params), _transposed(params.qkv), _transposed(params.heads), _transposed(params.mlp),
-                _transposed(params.memory_gate), kept.kind, kept.wide, kept.marks, work, sums, scratch, carry,
-                reset_carry, d_inputs, call.batch_size, call.steps, start, count, *launch.bounds(spec, plan),
-                spec.input_bias, spec.forget_bias, RECOMPUTE=not self.saved, plan=plan, num_warps=self.tile.warps,
-                enable_fp_fusion=False,
+                grad, self.memories, memory, side.rows, side.gates, *launch.options(call), *norms, *transposed,
+                kept.kind, kept.wide, kept.marks, work, sums, scratch, carry, reset_carry, d_inputs,
+                call.batch_size, call.steps, self.rows, start, count, 0 if self.saved else start, *launch.bounds(spec, plan),
+                spec.input_bias, spec.forget_bias, plan=plan, num_warps=self.tile.warps, enable_fp_fusion=False,
             )  # fmt: skip
             kind = kept.kind[start : start + count] if self.saved else kept.kind[:count]
             yield Chunk(start, count, kind.flatten(0, 1), work[:count].flatten(0, 1), sums[:count].flatten(0, 1))

@@ -135,13 +135,13 @@ def project_rows(rows: Tensor, linear: Linear) -> Tensor:
 def _forward(spec: CellSpec, call: Call, params: Parameters, side: InputSide, memories: Tensor) -> None:
     tile = tile_of(spec, call)
     plan = _plan(spec, tile, precision(call.x.dtype))
-    programs = triton.cdiv(call.batch_size, tile.rows // plan.padded)
+    count = programs(call, plan)
 
     def scratch(dtype: torch.dtype, *width: int) -> Tensor:
-        return call.x.new_empty((programs * tile.rows, *width), dtype=dtype)
+        return call.x.new_empty((count * tile.rows, *width), dtype=dtype)
 
     kind, wide = call.x.dtype, torch.float32
-    forward[(programs,)](
+    forward[(count,)](
         memories, call.memory.contiguous(), side.rows, side.gates,
         *options(call), *weights(params),
         scratch(wide, plan.D) if plan.inputs_in_tile else None,
@@ -187,11 +187,10 @@ def options(call: Call) -> tuple[Tensor | None, ...]:
 
 def weights(params: Parameters) -> tuple[Tensor | None, ...]:
     """The parameters of the recurrence in the kernels' order."""
-    pairs = (
+    return pairs(
         params.qkv, params.qkv_norm, params.heads, params.attention_norm, params.mlp, params.mlp_norm,
         params.memory_gate,
     )  # fmt: skip
-    return tuple(tensor for linear in pairs for tensor in _pair(linear))
 
 
 def bounds(spec: CellSpec, plan: Plan) -> tuple[int, ...]:
@@ -212,11 +211,9 @@ def training_plan(spec: CellSpec, tile: tiles.Tile, precision: str) -> TrainingP
     )
 
 
-def programs(spec: CellSpec, call: Call, tile: tiles.Tile, saved: bool) -> int:
-    """How many programs train; where activations are `saved`, all rows that those have room for get one."""
-    padded = tiles.padded_rows(spec)
-    rows = kept_rows(spec, call.batch_size) if saved else call.batch_size * padded
-    return int(triton.cdiv(rows, tile.rows))
+def programs(call: Call, plan: Plan) -> int:
+    """How many programs a call's batch elements take."""
+    return int(triton.cdiv(call.batch_size, plan.blocks.rows // plan.padded))
 
 
 def without_padding(call: Call) -> Tensor:
@@ -234,15 +231,16 @@ def unroll_kept(spec: CellSpec, call: Call) -> tuple[Tensor, Tensor]:
     if memories.numel():
         tile, kind = tile_of(spec, call), call.x.dtype
         plan = training_plan(spec, tile, precision(kind))
-        count = programs(spec, call, tile, True)
-        kept = Activations.within(activations, plan, kind, call.steps, count * tile.rows)
+        count, total = programs(call, plan), kept_rows(spec, call.batch_size)
+        kept = Activations.within(activations, plan, kind, call.steps, total)
+        kept.clear_from(count * tile.rows)
         with device_of(call.x):
             params = Parameters.of(spec, call)
             side = input_side(spec, without_padding(call), params)
             forward_kept[(count,)](
                 memories, kept.kind, kept.wide, kept.marks, call.memory.contiguous(), side.rows, side.gates,
-                *options(call), *weights(params), call.batch_size, call.steps, *bounds(spec, plan),
-                spec.input_bias, spec.forget_bias, plan=plan, num_warps=tile.warps, enable_fp_fusion=False,
+                *options(call), *weights(params), call.batch_size, call.steps, total,
+                *bounds(spec, plan), spec.input_bias, spec.forget_bias, plan=plan, num_warps=tile.warps, enable_fp_fusion=False,
             )  # fmt: skip
     return memories, activations
 
@@ -253,8 +251,9 @@ def activation_size(spec: CellSpec, batch_size: int, steps: int, dtype: torch.dt
     return steps * kept_rows(spec, batch_size) * Activations.row_bytes(plan, dtype.itemsize)
 
 
-def _pair(linear: Linear | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if linear is None else (linear.weight, linear.bias)
+def pairs(*linears: Linear | None) -> tuple[Tensor | None, ...]:
+    """Weight and bias of each."""
+    return tuple(t for linear in linears for t in ((None, None) if linear is None else (linear.weight, linear.bias)))
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

@@ -19,23 +19,22 @@ from rmc_kernels.backends.triton.device.back_phases import (
     product_back,
 )
 from rmc_kernels.backends.triton.device.forward import RUN_TIME
-from rmc_kernels.backends.triton.device.forward_kept import kept_of
-from rmc_kernels.backends.triton.device.operands import Memory, buffer_rows, memory_rows
+from rmc_kernels.backends.triton.device.operands import buffer_rows, memory_rows
 from rmc_kernels.backends.triton.device.phases import Bounds
 from rmc_kernels.backends.triton.device.step import (
     ATTENTION,
     MLP,
-    Weights,
-    activate,
     block_part,
     from_input,
+    incoming_memory,
     kept_norm,
+    kept_of,
     projected,
 )
 from rmc_kernels.backends.triton.device.tile import tile_rows
 
 
-@triton.jit(do_not_specialize=[*RUN_TIME, "first", "count"])
+@triton.jit(do_not_specialize=[*RUN_TIME, "first", "count", "kept_first", "total"])
 def backward(
     grad,
     memories,
@@ -46,20 +45,12 @@ def backward(
     resets,
     reset_memory,
     mask,
-    qkv_weight,
-    qkv_bias,
     qkv_gamma,
     qkv_beta,
-    heads_weight,
-    heads_bias,
     attention_gamma,
     attention_beta,
-    mlp_weight,
-    mlp_bias,
     mlp_gamma,
     mlp_beta,
-    gate_weight,
-    gate_bias,
     qkv_back,
     heads_back,
     mlp_back,
@@ -75,8 +66,10 @@ def backward(
     d_inputs,
     batch,
     steps,
+    total,
     first,
     count,
+    kept_first,
     blocks_bound,
     layers_bound,
     d_bound,
@@ -87,12 +80,11 @@ def backward(
     v_bound,
     input_bias,
     forget_bias,
-    RECOMPUTE: tl.constexpr,
     plan: tl.constexpr,
 ):
     """Gradients of the steps from `first` to `first + count`, last one first; arguments beyond these as in `forward`.
 
-    `rows` is programs * R. Where a buffer is called ping-pong, step t reads half (t + 1) % 2 and writes half t % 2.
+    Where a buffer is called ping-pong, step t reads half (t + 1) % 2 and writes half t % 2.
 
     Args:
         grad: [B, T, N, D] gradient of the memories, float32.
@@ -101,28 +93,21 @@ def backward(
         heads_back: [D, D]; None without an output projection.
         mlp_back: [layers, D, D].
         gate_back: [D, G]; None without gates.
-        kind, wide, marks: see `kept_of`. All steps' where they were kept; where they are recomputed, `kind` has room
-            for `count` steps, the others for one.
-        work: [count, rows, work width], type: see `TrainingPlan`; receives what the weight gradients are made of.
+        kind, wide, marks, total: see `kept_of`; of the steps from `kept_first` on.
+        work: [count, total, work width], type: see `TrainingPlan`; receives what the weight gradients are made of.
         sums: [count, programs, sums width] float32: receives sums over the rows of a tile.
-        scratch: [rows, scratch width] float32.
-        carry: [2, rows, D] float32, ping-pong: the gradient that a step passes on to the one before.
+        scratch: [total, scratch width] float32.
+        carry: [2, total, D] float32, ping-pong: the gradient that a step passes on to the one before.
         reset_carry: likewise, the gradient of the reset memory; None without resets.
         d_inputs: gradient of `inputs`, type. Where that is queries, keys and values, the queries are not written.
-        first, count: the steps.
-        RECOMPUTE: whether `kind`, `wide`, `marks` are to be filled here.
+        first, count, kept_first: the steps.
         plan: see `TrainingPlan`.
     """
     D: tl.constexpr = plan.D
     operand: tl.constexpr = buffer_rows if plan.inputs_in_tile else memory_rows
     bounds = Bounds(d_bound, f_bound, g_bound, heads_bound, k_bound, v_bound)
-    weights = Weights(
-        qkv_weight, qkv_bias, qkv_gamma, qkv_beta, heads_weight, heads_bias, attention_gamma, attention_beta,
-        mlp_weight, mlp_bias, mlp_gamma, mlp_beta, gate_weight, gate_bias,
-    )  # fmt: skip
     rows, same = tile_rows(batch, plan)
     slot = tl.minimum(rows.slot, plan.N - 1)
-    total = tl.num_programs(0) * plan.blocks.rows
     outer = scratch + rows.scratch * plan.scratch_width
     inner, held, d_normal = outer + plan.inner_at, outer + plan.held_at, outer + plan.d_normal_at
     half = tl.cast(total, tl.int64) * D
@@ -133,6 +118,7 @@ def backward(
     element = tl.program_id(0) * (plan.blocks.rows // plan.padded) + tl.arange(0, plan.blocks.rows) // plan.padded
     is_input = (element < batch) & (within >= plan.N) & (within < plan.live)
     own = tl.program_id(0) * (plan.blocks.rows // plan.padded) + tl.arange(0, plan.blocks.rows // plan.padded)
+    length = None
     if lengths is not None:
         length = tl.load(lengths + rows.element)
 
@@ -142,24 +128,10 @@ def backward(
         alive = None
         if lengths is not None:
             alive = t < length
-        before = memory + rows.memory * D
-        if t > 0:
-            before = memories + ((step - 1) * plan.N + slot) * D
-        reset = None
-        reset_rows = None
-        if resets is not None:
-            reset = tl.load(resets + step) != 0
-            if lengths is not None:
-                reset = reset & alive
-            reset_rows = reset_memory + rows.memory * D
-        incoming = Memory(before, reset, reset_rows, rows.is_memory if plan.inputs_in_tile else None)
-        here = tl.cast(t - first, tl.int64)
-        at = here if RECOMPUTE else tl.cast(t, tl.int64)
-        kept = kept_of(kind, wide, marks, at, at * 0 if RECOMPUTE else at, rows, plan)
+        incoming = incoming_memory(rows, t, steps, memory, memories, length, resets, reset_memory, plan)
+        kept = kept_of(kind, wide, marks, tl.cast(t - kept_first, tl.int64), total, rows, plan)
         given = from_input(rows, t, steps, inputs, input_gates, mask, plan)
-        if RECOMPUTE:
-            activate(rows, same, incoming, given, weights, kept, blocks_bound, layers_bound, bounds, plan)
-
+        here = tl.cast(t - first, tl.int64)
         step_work = work + (here * total + rows.scratch) * plan.work_width
         step_sums = sums + (here * tl.num_programs(0) + tl.program_id(0)) * plan.sums_width
         d_gates = step_work + plan.d_gates_at
@@ -214,7 +186,7 @@ def backward(
                 product_back(d_heads, heads_back, D, bounds.D, None, outer, bounds, plan)
                 tl.debug_barrier()
                 from_heads = outer
-            attended = projected(kept, block, given, weights, plan)
+            attended = projected(kept, block, given, qkv_gamma, qkv_beta, plan)
             outside = None
             if not plan.inputs_in_tile:
                 outside = Outside(d_inputs + (tl.cast(own, tl.int64) * steps + t) * plan.F, own < batch)

@@ -9,42 +9,18 @@ from rmc_kernels.backends.triton.device.forward import RUN_TIME
 from rmc_kernels.backends.triton.device.operands import Memory
 from rmc_kernels.backends.triton.device.phases import Bounds, update
 from rmc_kernels.backends.triton.device.step import (
-    MARKS,
     MLP,
-    Kept,
     Weights,
     activate,
     block_part,
     from_input,
     kept_norm,
+    kept_of,
 )
 from rmc_kernels.backends.triton.device.tile import tile_rows
 
 
-@triton.jit
-def kept_of(kind, wide, marks, step, wide_step, rows, plan: tl.constexpr):
-    """The `Kept` of a step.
-
-    Args:
-        kind: [steps, rows, kind width]; see `TrainingPlan`.
-        wide: [steps, rows, wide width].
-        marks: [steps, blocks, MARKS, rows].
-        step: int64, of `kind`.
-        wide_step: int64, of `wide` and `marks`.
-        rows: `Rows`.
-    """
-    total = tl.num_programs(0) * plan.blocks.rows
-    of_step = wide_step * total
-    first = tl.program_id(0) * plan.blocks.rows
-    return Kept(
-        kind + (step * total + rows.scratch) * plan.kind_width,
-        wide + (of_step + rows.scratch) * plan.wide_width,
-        marks + of_step * (plan.num_blocks * MARKS) + first,
-        total,
-    )
-
-
-@triton.jit(do_not_specialize=RUN_TIME)
+@triton.jit(do_not_specialize=[*RUN_TIME, "total"])
 def forward_kept(
     out,
     kind,
@@ -73,6 +49,7 @@ def forward_kept(
     gate_bias,
     batch,
     steps,
+    total,
     blocks_bound,
     layers_bound,
     d_bound,
@@ -88,7 +65,7 @@ def forward_kept(
     """The memories of a sequence, and the activations of all its steps.
 
     Args:
-        kind, wide, marks: see `kept_of`; of all steps.
+        kind, wide, marks, total: see `kept_of`; of all steps.
         plan: see `TrainingPlan`.
 
     The other arguments are those of `forward`.
@@ -100,8 +77,6 @@ def forward_kept(
     )  # fmt: skip
     rows, same = tile_rows(batch, plan)
     slot = tl.minimum(rows.slot, plan.N - 1)
-    tile_row = tl.arange(0, plan.blocks.rows)
-    real = tl.program_id(0) * (plan.blocks.rows // plan.padded) + tile_row // plan.padded < batch
     if lengths is not None:
         length = tl.load(lengths + rows.element)
     before = memory + rows.memory * plan.D
@@ -118,8 +93,7 @@ def forward_kept(
                 reset = reset & alive
             reset_rows = reset_memory + rows.memory * plan.D
         incoming = Memory(before, reset, reset_rows, rows.is_memory if plan.inputs_in_tile else None)
-        at = tl.cast(t, tl.int64)
-        kept = kept_of(kind, wide, marks, at, at, rows, plan)
+        kept = kept_of(kind, wide, marks, tl.cast(t, tl.int64), total, rows, plan)
         given = from_input(rows, t, steps, inputs, input_gates, mask, plan)
         activate(rows, same, incoming, given, weights, kept, blocks_bound, layers_bound, bounds, plan)
 
@@ -132,5 +106,5 @@ def forward_kept(
         update(
             rows, incoming, alive, candidate, norm, gates, given.gates, input_bias, forget_bias, after, bounds, plan,
         )  # fmt: skip
-        before = tl.where(real, after, before)  # another program may be writing `after` of rows past the batch
+        before = after
         tl.debug_barrier()

@@ -1,4 +1,4 @@
-"""One step forward by the phases of the forward kernel, with everything kept that its backward pass reads."""
+"""One step forward by the phases of the forward kernel, with all kept that its backward pass reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from rmc_kernels.backends.triton.device.attention import Projected, attend
-from rmc_kernels.backends.triton.device.operands import buffer_rows, memory_rows, normal_rows
+from rmc_kernels.backends.triton.device.operands import Memory, buffer_rows, memory_rows, normal_rows
 from rmc_kernels.backends.triton.device.phases import (
     enter_block,
     gate_terms,
@@ -53,7 +53,7 @@ class Kept(NamedTuple):
         wide: [R] pointers to rows in float32.
         marks: pointer to the marks of the tile's first row; the next mark of a row is `total` further, the next block
             `MARKS` times that.
-        total: rows of all programs.
+        total: rows of a step.
     """
 
     kind: tl.tensor
@@ -85,6 +85,46 @@ def block_part(pointer, block, width):
     if pointer is not None:
         pointer += block * width
     return pointer
+
+
+@triton.jit
+def incoming_memory(rows, t, steps, memory, memories, length, resets, reset_memory, plan: tl.constexpr):
+    """The `Memory` that came into step `t` of a sequence whose memories are known.
+
+    Args:
+        length: [R] of the elements; None where all have all steps.
+
+    The others are those of `backward`.
+    """
+    before = memory + rows.memory * plan.D
+    if t > 0:
+        step = rows.element * steps + (t - 1)
+        before = memories + (step * plan.N + tl.minimum(rows.slot, plan.N - 1)) * plan.D
+    reset = None
+    reset_rows = None
+    if resets is not None:
+        reset = tl.load(resets + rows.element * steps + t) != 0
+        if length is not None:
+            reset = reset & (t < length)
+        reset_rows = reset_memory + rows.memory * plan.D
+    return Memory(before, reset, reset_rows, rows.is_memory if plan.inputs_in_tile else None)
+
+
+@triton.jit
+def kept_of(kind, wide, marks, step, total, rows, plan: tl.constexpr):
+    """The `Kept` of a step.
+
+    Args:
+        kind: [steps, total, kind width]; see `TrainingPlan`.
+        wide: [steps, total, wide width].
+        marks: [steps, blocks, MARKS, total].
+        step: int64.
+        total: rows of a step; those of all programs at least.
+        rows: `Rows`.
+    """
+    row = step * total + rows.scratch
+    of_tile = marks + step * total * (plan.num_blocks * MARKS) + tl.program_id(0) * plan.blocks.rows
+    return Kept(kind + row * plan.kind_width, wide + row * plan.wide_width, of_tile, total)
 
 
 @triton.jit
@@ -128,10 +168,10 @@ def _keep(kept, which, block, mean, rstd, plan: tl.constexpr):
 
 
 @triton.jit
-def projected(kept, block, given, weights, plan: tl.constexpr):
+def projected(kept, block, given, gamma, beta, plan: tl.constexpr):
     """The `Projected` of a block whose queries, keys and values are kept."""
     flaws = kept.marks + block * MARKS * kept.total
-    gamma, beta = block_part(weights.qkv_gamma, block, plan.F), block_part(weights.qkv_beta, block, plan.F)
+    gamma, beta = block_part(gamma, block, plan.F), block_part(beta, block, plan.F)
     mean, rstd, gamma, beta = kept_norm(kept, QKV, block, gamma, beta, plan)
     outside = None if plan.inputs_in_tile else given.rows
     return Projected(kept.kind + block * plan.block_kind, flaws, mean, rstd, gamma, beta, outside)
@@ -181,7 +221,7 @@ def activate(
         _keep(kept, QKV, block, mean, rstd, plan)
         tl.debug_barrier()
 
-        attended = projected(kept, block, given, weights, plan)
+        attended = projected(kept, block, given, weights.qkv_gamma, weights.qkv_beta, plan)
         if plan.projection:
             attend(
                 attended, same, given.factors, given.factors_outside, None, captured, kind + plan.heads_at, bounds,
