@@ -1,14 +1,17 @@
-"""What a step keeps for its backward pass, as tensors: views of the one block of bytes that autograd holds."""
+"""What steps keep for their backward pass: views of one block of bytes, and the forward pass that fills them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from rmc_kernels.backends.triton import tiles
+from rmc_kernels.backends.protocol import Call
+from rmc_kernels.backends.triton import launch, tiles
+from rmc_kernels.backends.triton.device.forward_kept import forward_kept
 from rmc_kernels.backends.triton.kept import MARKS, TrainingPlan
+from rmc_kernels.backends.triton.parameters import Parameters
 from rmc_kernels.spec import CellSpec
 
 
@@ -58,3 +61,49 @@ class Activations:
 def kept_rows(spec: CellSpec, batch_size: int) -> int:
     """Rows of which activations are kept: a whole number of tiles, whichever tile is chosen."""
     return -(-batch_size * tiles.padded_rows(spec) // tiles.MOST_ROWS) * tiles.MOST_ROWS
+
+
+def training_plan(spec: CellSpec, tile: tiles.Tile, precision: str) -> TrainingPlan:
+    """The plan of the kernels that train."""
+    plan = launch.plan_of(spec, tile, precision)
+    return TrainingPlan(
+        **{field.name: getattr(plan, field.name) for field in fields(plan)},
+        num_blocks=spec.num_blocks,
+        projection=spec.has_output_projection,
+    )
+
+
+def without_padding(call: Call) -> Tensor:
+    """The input with 0 past the lengths: a NaN there would reach the weights' gradients by a product with 0."""
+    if call.lengths is None:
+        return call.x
+    running = torch.arange(call.steps, device=call.x.device) < call.lengths[:, None]
+    return torch.where(running.view(*running.shape, *([1] * (call.x.dim() - 2))), call.x, 0)
+
+
+def unroll_kept(spec: CellSpec, call: Call) -> tuple[Tensor, Tensor]:
+    """The memories [B, T, N, D] of a call, and the activations of its steps as bytes."""
+    memories = call.memory.new_empty(call.batch_size, call.steps, spec.mem_slots, spec.mem_size)
+    activations = call.x.new_empty(activation_size(spec, call.batch_size, call.steps, call.x.dtype), dtype=torch.uint8)
+    if memories.numel():
+        tile, kind = launch.tile_of(spec, call), call.x.dtype
+        plan = training_plan(spec, tile, launch.precision(kind))
+        count, total = launch.programs(call, plan), kept_rows(spec, call.batch_size)
+        kept = Activations.within(activations, plan, kind, call.steps, total)
+        kept.clear_from(count * tile.rows)
+        with launch.device_of(call.x):
+            params = Parameters.of(spec, call)
+            side = launch.input_side(spec, without_padding(call), params)
+            forward_kept[(count,)](
+                memories, kept.kind, kept.wide, kept.marks, call.memory.contiguous(), side.rows, side.gates,
+                *launch.options(call), *launch.weights(params), call.batch_size, call.steps, total,
+                *launch.bounds(spec, plan), spec.input_bias, spec.forget_bias, plan=plan, num_warps=tile.warps,
+                enable_fp_fusion=False,
+            )  # fmt: skip
+    return memories, activations
+
+
+def activation_size(spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
+    """See `Backend.activation_size`."""
+    plan = training_plan(spec, tiles.PROJECTION, "ieee")
+    return steps * kept_rows(spec, batch_size) * Activations.row_bytes(plan, dtype.itemsize)

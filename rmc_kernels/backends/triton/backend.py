@@ -57,17 +57,17 @@ class TritonBackend:
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
         """See `Backend.activation_size`: linear in steps, and in batch elements up to a tile."""
-        from rmc_kernels.backends.triton import launch
+        from rmc_kernels.backends.triton.activations import activation_size
 
-        return launch.activation_size(spec, batch_size, steps, dtype)
+        return activation_size(spec, batch_size, steps, dtype)
 
     def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
         """See `Backend.forward`."""
-        from rmc_kernels.backends.triton import launch
+        from rmc_kernels.backends.triton import activations, launch
 
         with torch.no_grad():
             if save:
-                return launch.unroll_kept(spec, call)
+                return activations.unroll_kept(spec, call)
             return launch.unroll(spec, call), call.x.new_empty(0, dtype=torch.uint8)
 
     def backward(

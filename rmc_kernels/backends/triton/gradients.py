@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rmc_kernels.backends.protocol import Call
 from rmc_kernels.backends.triton import launch, tiles
-from rmc_kernels.backends.triton.activations import Activations, kept_rows
+from rmc_kernels.backends.triton.activations import Activations, kept_rows, training_plan, without_padding
 from rmc_kernels.backends.triton.device.backward import backward
 from rmc_kernels.backends.triton.device.recompute import recompute
 from rmc_kernels.backends.triton.kept import TrainingPlan
@@ -85,10 +85,10 @@ class _Backward:
     ) -> None:
         self.spec, self.call, self.memories = spec, call, memories
         self.params = Parameters.of(spec, call)
-        self.x = launch.without_padding(call)
+        self.x = without_padding(call)
         self.saved = activations.numel() > 0
         self.tile = launch.tile_of(spec, call)
-        self.plan = launch.training_plan(spec, self.tile, launch.precision(call.x.dtype))
+        self.plan = training_plan(spec, self.tile, launch.precision(call.x.dtype))
         self.programs = launch.programs(call, self.plan)
         self.rows = kept_rows(spec, call.batch_size) if self.saved else self.programs * self.tile.rows
         self.wanted = wanted

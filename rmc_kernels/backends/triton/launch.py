@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -14,11 +14,8 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from rmc_kernels.backends.protocol import Call
 from rmc_kernels.backends.triton import tiles
-from rmc_kernels.backends.triton.activations import Activations, kept_rows
 from rmc_kernels.backends.triton.device.forward import forward
-from rmc_kernels.backends.triton.device.forward_kept import forward_kept
 from rmc_kernels.backends.triton.device.project import project
-from rmc_kernels.backends.triton.kept import TrainingPlan
 from rmc_kernels.backends.triton.parameters import Linear, Parameters
 from rmc_kernels.backends.triton.plan import Blocks, Plan
 from rmc_kernels.spec import LAYER_NORM_EPS, CellSpec
@@ -134,7 +131,7 @@ def project_rows(rows: Tensor, linear: Linear) -> Tensor:
 
 def _forward(spec: CellSpec, call: Call, params: Parameters, side: InputSide, memories: Tensor) -> None:
     tile = tile_of(spec, call)
-    plan = _plan(spec, tile, precision(call.x.dtype))
+    plan = plan_of(spec, tile, precision(call.x.dtype))
     count = programs(call, plan)
 
     def scratch(dtype: torch.dtype, *width: int) -> Tensor:
@@ -153,7 +150,8 @@ def _forward(spec: CellSpec, call: Call, params: Parameters, side: InputSide, me
     )  # fmt: skip
 
 
-def _plan(spec: CellSpec, tile: tiles.Tile, precision: str) -> Plan:
+def plan_of(spec: CellSpec, tile: tiles.Tile, precision: str) -> Plan:
+    """The plan of the forward kernel."""
     return Plan(
         N=spec.mem_slots,
         n=spec.rows,
@@ -201,54 +199,9 @@ def bounds(spec: CellSpec, plan: Plan) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def training_plan(spec: CellSpec, tile: tiles.Tile, precision: str) -> TrainingPlan:
-    """The plan of the kernels that train."""
-    plan = _plan(spec, tile, precision)
-    return TrainingPlan(
-        **{field.name: getattr(plan, field.name) for field in fields(plan)},
-        num_blocks=spec.num_blocks,
-        projection=spec.has_output_projection,
-    )
-
-
 def programs(call: Call, plan: Plan) -> int:
     """How many programs a call's batch elements take."""
     return int(triton.cdiv(call.batch_size, plan.blocks.rows // plan.padded))
-
-
-def without_padding(call: Call) -> Tensor:
-    """x with what is past the lengths replaced by 0: a NaN there would reach the weights through a product with 0."""
-    if call.lengths is None:
-        return call.x
-    running = torch.arange(call.steps, device=call.x.device) < call.lengths[:, None]
-    return torch.where(running.view(*running.shape, *([1] * (call.x.dim() - 2))), call.x, 0)
-
-
-def unroll_kept(spec: CellSpec, call: Call) -> tuple[Tensor, Tensor]:
-    """The memories [B, T, N, D] of a call, and the activations of its steps as bytes."""
-    memories = call.memory.new_empty(call.batch_size, call.steps, spec.mem_slots, spec.mem_size)
-    activations = call.x.new_empty(activation_size(spec, call.batch_size, call.steps, call.x.dtype), dtype=torch.uint8)
-    if memories.numel():
-        tile, kind = tile_of(spec, call), call.x.dtype
-        plan = training_plan(spec, tile, precision(kind))
-        count, total = programs(call, plan), kept_rows(spec, call.batch_size)
-        kept = Activations.within(activations, plan, kind, call.steps, total)
-        kept.clear_from(count * tile.rows)
-        with device_of(call.x):
-            params = Parameters.of(spec, call)
-            side = input_side(spec, without_padding(call), params)
-            forward_kept[(count,)](
-                memories, kept.kind, kept.wide, kept.marks, call.memory.contiguous(), side.rows, side.gates,
-                *options(call), *weights(params), call.batch_size, call.steps, total,
-                *bounds(spec, plan), spec.input_bias, spec.forget_bias, plan=plan, num_warps=tile.warps, enable_fp_fusion=False,
-            )  # fmt: skip
-    return memories, activations
-
-
-def activation_size(spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
-    """See `Backend.activation_size`."""
-    plan = training_plan(spec, tiles.PROJECTION, "ieee")
-    return steps * kept_rows(spec, batch_size) * Activations.row_bytes(plan, dtype.itemsize)
 
 
 def pairs(*linears: Linear | None) -> tuple[Tensor | None, ...]:
