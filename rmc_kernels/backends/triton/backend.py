@@ -13,6 +13,8 @@ from rmc_kernels.backends.triton import tiles
 from rmc_kernels.spec import CellSpec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Offsets within parameters are 32-bit; those that grow with batch size or length are 64-bit.
+MOST_PARAMETERS = 2**31 - 1
 
 
 class TritonBackend:
@@ -49,6 +51,8 @@ class TritonBackend:
         rows = tiles.live_rows(spec)
         if rows > tiles.MOST_ROWS:
             return f"at most {tiles.MOST_ROWS} attended rows per batch element fit a tile, got {rows}"
+        if spec.parameter_count > MOST_PARAMETERS:
+            return f"at most {MOST_PARAMETERS} parameters, got {spec.parameter_count}"
         return None
 
     def passed_over(self, device: torch.device) -> str | None:

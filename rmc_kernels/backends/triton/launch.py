@@ -24,14 +24,21 @@ from rmc_kernels.spec import LAYER_NORM_EPS, CellSpec
 INTERPRETED = isinstance(forward, InterpretedFunction)
 #: Most bytes of float32 copies made at a time when the input rows' projections are normalised.
 NORM_BYTES = 64 << 20
+#: Compute capability, times 10, from which on NVIDIA's tensor cores take bfloat16 and TF32.
+LEAST_CAPABILITY = 80
 
 
 def no_device() -> str | None:
-    """Why Triton drives no device here, or None."""
+    """Why Triton drives no device here that the kernels are for, or None."""
     try:
         device_type()
     except RuntimeError as error:
         return f"Triton has no device: {error}"
+    if INTERPRETED:
+        return None
+    target = driver.active.get_current_target()
+    if target.backend == "cuda" and target.arch < LEAST_CAPABILITY:
+        return f"the kernels are for sm_{LEAST_CAPABILITY} and newer, the device is sm_{target.arch}"
     return None
 
 
@@ -51,7 +58,10 @@ def precision(dtype: torch.dtype) -> str:
     """How float32 products are computed: as torch's setting for its own matrix products says."""
     if dtype is not torch.float32 or torch.version.hip is not None:
         return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    matmul = torch.backends.cuda.matmul
+    setting = getattr(matmul, "fp32_precision", None)  # torch < 2.9 has the older flag only
+    allowed = matmul.allow_tf32 if setting is None else setting == "tf32"  # the older one raises where both were set
+    return "tf32" if allowed else "ieee"
 
 
 def _target() -> str:
