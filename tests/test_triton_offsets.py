@@ -127,7 +127,7 @@ def test_the_projection_takes_tensors_past_32_bits(monkeypatch: pytest.MonkeyPat
     captured = _Captured(launch.project)
     monkeypatch.setattr(launch, "project", captured)
     linear = launch.Linear(torch.randn(1, 16, 32), torch.randn(1, 16))
-    expected = launch._project(torch.randn(rows, 32), linear)
+    expected = launch.project_rows(torch.randn(rows, 32), linear)
     captured.arguments["out"] = torch.full_like(expected, torch.nan)
     times = END // expected.numel() + 2
     found = _run_last_program(captured, times, monkeypatch, tmp_path, count=rows * times)

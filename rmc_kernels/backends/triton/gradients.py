@@ -10,11 +10,10 @@ import triton
 from torch import Tensor
 
 from rmc_kernels.backends.protocol import Call
-from rmc_kernels.backends.triton import launch, tiles
+from rmc_kernels.backends.triton import launch
 from rmc_kernels.backends.triton.activations import Activations, kept_rows, training_plan, without_padding
 from rmc_kernels.backends.triton.device.backward import backward
 from rmc_kernels.backends.triton.device.recompute import recompute
-from rmc_kernels.backends.triton.kept import TrainingPlan
 from rmc_kernels.backends.triton.parameters import Linear, Parameters
 from rmc_kernels.spec import LAYER_NORM_EPS, CellSpec
 
@@ -46,7 +45,7 @@ class Sums:
         self.found = {name: torch.zeros_like(t, dtype=torch.float32) for name, t in shapes.items()}
 
     def linear(self, name: str, d: Tensor, left: Tensor) -> None:
-        """Add those of a Linear from the gradients of what it put out, [rows, out], and what it was given, [rows, in]."""
+        """Add those of a Linear from the gradient of what it put out, [rows, out], and what it took, [rows, in]."""
         weight = self.found.get(f"{name}.weight")
         if weight is not None and d.dtype is torch.float32:
             weight.addmm_(d.t(), left)
@@ -93,28 +92,34 @@ class _Backward:
         self.rows = kept_rows(spec, call.batch_size) if self.saved else self.programs * self.tile.rows
         self.wanted = wanted
         self.sums = Sums({name: t for name, t in wanted.items() if not name.endswith("memory") and name != "x"})
-        self.kept = self._activations(activations)
+        self.activations = activations
 
     def run(self, grad: Tensor) -> dict[str, Tensor]:
         """The gradients wanted, by name."""
-        spec, call, plan = self.spec, self.call, self.plan
-        side = launch.input_side(spec, self.x, self.params)
+        found = self._recurrence(grad)
+        d_x = self._input_back(found.pop("inputs"), found.pop("gates", None))
+        found |= self.sums.found
+        return found if d_x is None else found | {"x": d_x.view(self.call.x.shape)}
+
+    def _recurrence(self, grad: Tensor) -> dict[str, Tensor]:
+        """Walk the steps: gradients of the memories and, as "inputs" and "gates", of `InputSide`."""
+        call, plan = self.call, self.plan
+        side = launch.input_side(self.spec, self.x, self.params)
         d_inputs = torch.zeros_like(side.rows)
         d_gates = None if side.gates is None else torch.empty_like(side.gates)
-        carry = self._empty(torch.float32, 2, self.rows, plan.D).zero_()
+        carry = torch.zeros((2, self.rows, plan.D), device=grad.device)
         reset_carry = None if call.resets is None else torch.zeros_like(carry)
         for chunk in self._walk(grad, side, carry, reset_carry, d_inputs):
             self._weights(chunk)
             if d_gates is not None:
-                d_gates.view(call.batch_size, call.steps, plan.G)[:, chunk.start : chunk.start + chunk.count] = (
-                    self._per_element(chunk.work[:, plan.d_gates_at :]).transpose(0, 1)
-                )
-        found = dict(self.sums.found)
+                steps = slice(chunk.start, chunk.start + chunk.count)
+                of_chunk = self._per_element(chunk.work[:, plan.d_gates_at :]).unflatten(0, (chunk.count, -1))
+                d_gates.view(call.batch_size, call.steps, plan.G)[:, steps] = of_chunk.transpose(0, 1)
+        found = {"inputs": d_inputs} if d_gates is None else {"inputs": d_inputs, "gates": d_gates}
         for name, rows in (("memory", carry), ("reset_memory", reset_carry)):
             if name in self.wanted and rows is not None:
-                found[name] = rows[0].view(-1, plan.padded, plan.D)[: call.batch_size, : plan.N]
-        d_x = self._input_back(d_inputs, d_gates)
-        return found if d_x is None else found | {"x": d_x.view(call.x.shape)}
+                found[name] = rows[0].view(-1, plan.padded, plan.D)[: call.batch_size, : plan.N].clone()
+        return found
 
     # -- the launches -------------------------------------------------------------------------------------------
 
@@ -130,17 +135,15 @@ class _Backward:
         chunks = triton.cdiv(self.call.steps, min(MOST_STEPS, max(1, WORKSPACE_BYTES // per_step)))
         return triton.cdiv(self.call.steps, chunks)
 
-    def _activations(self, activations: Tensor) -> Activations:
-        kind = self.call.x.dtype
-        if self.saved:
-            return Activations.within(activations, self.plan, kind, self.call.steps, self.rows)
-        return Activations.empty(self.call.x, self.plan, self.chunk_steps, self.rows)
-
     def _walk(
         self, grad: Tensor, side: launch.InputSide, carry: Tensor, reset_carry: Tensor | None, d_inputs: Tensor
     ) -> Iterator[Chunk]:
         """Every chunk, the last one first, after its launch."""
-        call, plan, kept, steps = self.call, self.plan, self.kept, self.chunk_steps
+        call, plan, steps = self.call, self.plan, self.chunk_steps
+        if self.saved:
+            kept = Activations.within(self.activations, plan, call.x.dtype, call.steps, self.rows)
+        else:
+            kept = Activations.empty(call.x, plan, steps, self.rows)
         work = self._empty(call.x.dtype, steps, self.rows, plan.work_width)
         work[:, self.programs * self.tile.rows :] = 0  # rows of kept activations that no program has
         sums = self._empty(torch.float32, steps, self.programs, plan.sums_width)
@@ -159,11 +162,13 @@ class _Backward:
             backward[(self.programs,)](
                 grad, self.memories, memory, side.rows, side.gates, *launch.options(call), *norms, *transposed,
                 kept.kind, kept.wide, kept.marks, work, sums, scratch, carry, reset_carry, d_inputs,
-                call.batch_size, call.steps, self.rows, start, count, 0 if self.saved else start, *launch.bounds(spec, plan),
-                spec.input_bias, spec.forget_bias, plan=plan, num_warps=self.tile.warps, enable_fp_fusion=False,
+                call.batch_size, call.steps, self.rows, start, count, 0 if self.saved else start,
+                *launch.bounds(spec, plan), spec.input_bias, spec.forget_bias, plan=plan, num_warps=self.tile.warps,
+                enable_fp_fusion=False,
             )  # fmt: skip
             kind = kept.kind[start : start + count] if self.saved else kept.kind[:count]
-            yield Chunk(start, count, kind.flatten(0, 1), work[:count].flatten(0, 1), sums[:count].flatten(0, 1))
+            kind, done, totals = (t.flatten(0, 1) for t in (kind, work[:count], sums[:count]))
+            yield Chunk(start, count, kind, done, totals)
 
     # -- the products -------------------------------------------------------------------------------------------
 
@@ -197,9 +202,9 @@ class _Backward:
             sums.linear("memory_gate", d_gates, field(chunk.work, plan.squashed_at, plan.D))
 
     def _per_element(self, rows: Tensor) -> Tensor:
-        """[count, B, width] float32: rows [count * rows, width] summed over those of an element."""
+        """[count * B, width] float32: rows [count * rows, width] summed over those of an element."""
         split = rows.unflatten(0, (-1, self.rows // self.plan.padded, self.plan.padded))
-        return split[:, : self.call.batch_size].sum(2, dtype=torch.float32)
+        return split[:, : self.call.batch_size].sum(2, dtype=torch.float32).flatten(0, 1)
 
     def _input_back(self, d_inputs: Tensor, d_gates: Tensor | None) -> Tensor | None:
         """From the gradients of `InputSide` to those of its parameters and of x, which is given where it is wanted."""

@@ -1,4 +1,4 @@
-"""How training lays out rows: what a step keeps for its backward pass, and what that leaves for the weight gradients."""
+"""How training lays out rows: what a step keeps for its backward pass, and what the weight gradients are made of."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class TrainingPlan(Plan):
 
     A row of the tile has one row in each buffer, in the steps that the buffer holds.
 
-    * `kind`, in the compute dtype: of each block the queries, keys and values before their norm, the ReLU outputs of the
-      MLP and, with an output projection, the concatenated heads.
-    * `wide`, float32: of each block the attention and the MLP with their residuals, before their norms, and, where input
-      rows are in the tile, what the block attends to; then the memory's gate terms.
-    * `work`, in the compute dtype: of each block both sides of its weight gradients that `kind` does not have, then those
-      of the gates.
+    * `kind`, in the compute dtype: of each block the queries, keys and values before their norm, the ReLU outputs of
+      the MLP and, with an output projection, the concatenated heads.
+    * `wide`, float32: of each block the attention and the MLP with their residuals, before their norms, and, where
+      input rows are in the tile, what the block attends to; then the memory's gate terms.
+    * `work`, in the compute dtype: of each block both sides of its weight gradients that `kind` does not have, then
+      those of the gates.
     * `scratch`, float32: the gradients of a step on their way.
 
     Attributes:
@@ -154,7 +154,7 @@ class TrainingPlan(Plan):
 
     @property
     def attention_sums_at(self) -> int:
-        """Gradients of the attention norm's weight and bias; those of the queries, keys and values stand before them."""
+        """Gradients of the attention norm's weight and bias; those of the norm of q, k and v stand before them."""
         return 2 * self.F
 
     @property

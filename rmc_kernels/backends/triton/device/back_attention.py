@@ -25,8 +25,10 @@ class Outside(NamedTuple):
 
 @triton.jit
 def _finite(x, like):
-    """x in a compute dtype, numbers that are not finite replaced by 0: in a product they would cross over to the other
-    elements of the tile, whose weights are 0."""
+    """The numbers x in the compute dtype of the pointers `like`, 0 in place of what is not finite.
+
+    In a product it would cross over to the tile's other elements, whose weights are 0.
+    """
     x = x.to(like.dtype.element_ty).to(tl.float32)
     return tl.where(tl.abs(x) < float("inf"), x, 0.0).to(like.dtype.element_ty)
 

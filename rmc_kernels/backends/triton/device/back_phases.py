@@ -25,7 +25,7 @@ from rmc_kernels.backends.triton.device.tile import (
 @triton.jit
 def _scaled(d, x, columns, norm, WIDTH: tl.constexpr):
     """The normalised x without its affine, and the gradient `d` of the norm's output times gamma; [R, C]."""
-    mean, rstd, gamma, beta = norm
+    mean, rstd, gamma, _ = norm
     return (x.to(tl.float32) - mean[:, None]) * rstd[:, None], d * load_vector(gamma, columns, WIDTH)
 
 
@@ -39,7 +39,7 @@ def norm_sums(d, x, norm, bound, WIDTH: tl.constexpr, plan: tl.constexpr):
         norm: see `normalise`; zeros without a norm.
         bound: WIDTH, as a run-time integer.
     """
-    mean, rstd, gamma, beta = norm
+    gamma = norm[2]
     along = tl.full((plan.blocks.rows,), 0.0, tl.float32)
     across = tl.full((plan.blocks.rows,), 0.0, tl.float32)
     if gamma is not None:
@@ -61,7 +61,7 @@ def through_norm(d, x, columns, norm, means, sums, WIDTH: tl.constexpr):
         sums: pointer to the sums over the tile's rows of the gradients of the norm's weight and bias, [2, WIDTH]
             float32, which are stored.
     """
-    mean, rstd, gamma, beta = norm
+    rstd, gamma = norm[1], norm[2]
     if gamma is not None:
         along, across = means
         hat, scaled = _scaled(d, x, columns, norm, WIDTH)
@@ -236,8 +236,8 @@ def leave_qkv(d_normal, qkv, norm, out, sums, bounds, plan: tl.constexpr):
 
 @triton.jit
 def leave_memory(
-    rows, memory, outer, held, d_gates, gate_weight, squashed, d_input, is_input, departing, reset_from, reset_to, bounds,
-    plan: tl.constexpr,
+    rows, memory, outer, held, d_gates, gate_weight, squashed, d_input, is_input, departing, reset_from, reset_to,
+    bounds, plan: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the incoming memory, and that of the input rows where they are in the tile.
 
