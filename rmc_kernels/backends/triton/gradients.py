@@ -91,7 +91,7 @@ class _Backward:
         self.programs = launch.programs(call, self.plan)
         self.rows = kept_rows(spec, call.batch_size) if self.saved else self.programs * self.tile.rows
         self.wanted = wanted
-        self.sums = Sums({name: t for name, t in wanted.items() if not name.endswith("memory") and name != "x"})
+        self.sums = Sums({name: t for name, t in wanted.items() if name in spec.parameter_shapes})
         self.activations = activations
 
     def run(self, grad: Tensor) -> dict[str, Tensor]:
