@@ -75,9 +75,7 @@ def _run_last_program(
         if isinstance(small, Tensor):
             end = small
             if not name.endswith(FIXED):
-                large = torch.from_file(
-                    str(folder / name), shared=True, size=small.numel() * times, dtype=small.dtype
-                )
+                large = torch.from_file(str(folder / name), shared=True, size=small.numel() * times, dtype=small.dtype)
                 end = large[-small.numel() :].copy_(small.flatten())
                 found[name] = end, large
                 captured.arguments[name] = large
