@@ -3,8 +3,8 @@
     python -m tests.compile_matrix [--target sm_90 ...]
 
 Compiles what `compile_matrix.json` does not have of these sources and this triton, adds it there, and writes
-docs/compile-matrix.md from all of it. Exit code 1 where a tile does not compile, does not fit the target's shared memory, or
-spills registers in an inner loop.
+docs/compile-matrix.md from all of it. Exit code 1 where a tile does not compile, does not fit the target's shared
+memory, or spills registers in an inner loop.
 """
 
 from __future__ import annotations
@@ -173,11 +173,11 @@ def run(targets: tuple[str, ...]) -> bool:
 _INTRODUCTION = """# What the forward kernel uses
 
 Written by `make matrix` from [compile_matrix.json](../tests/compile_matrix.json); no GPU was there, and no number of
-registers is a speed. Every tile of the table, compiled for every target: the `sonnet` cell of 8 slots and 4 heads at the
-entry's widest D (512 and, in float32, 128 where it has no bound), with lengths and resets, which take a few registers more.
+registers is a speed. Every tile of the table, compiled for every target: the `sonnet` cell of 8 slots and 4 heads at
+the entry's widest D (where it has no bound 512, in float32 128), with lengths and resets, which take a few registers.
 
-* Spilled: stores and loads of registers that did not fit, and how many of them are in inner loops, that is in any loop but
-  those over time and over blocks.
+* Spilled: stores and loads of registers that did not fit, and how many of them are in inner loops, that is in any loop
+  but those over time and over blocks.
 * Shared: bytes of shared memory of a program. Products: tensor-core instructions; float32 has none on NVIDIA's targets.
 * Barriers: most are the compiler's own, between two layouts.
 * A figure that differs between triton versions is given for each: {versions}.

@@ -79,7 +79,7 @@ def _tiles() -> list[Any]:
 
 @pytest.mark.parametrize("tile, dtype", _tiles())
 def test_parity_with_every_tile(tile: tiles.Tile, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter itself takes the one of most rows; here heads, columns and inner dimensions need several blocks."""
+    """The interpreter itself takes that of most rows; here heads, columns and inner dimensions need several blocks."""
     monkeypatch.setattr(tiles, "choose", lambda *args: tile)
     case = draw(CellSpec.sonnet(9, 3, 40, 2), ("lengths", "resets"), batch=17, steps=3, dtype=dtype)
     with strict() as report:

@@ -1,4 +1,4 @@
-"""`rmc verify --backend triton` in the strict interpreter: outputs and gradients of the covering set, in every dtype."""
+"""`rmc verify --backend triton` in the strict interpreter: outputs and gradients of the covering set, each dtype."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ class Entry:
         width: widest D that it is for.
         wide: whether it is for float32; otherwise for the half types.
         tile: the tile.
-        reason: why this one. "registers" and "spills" (stores and loads) are those of the compiler for sm_80, 8 slots,
-            4 heads; docs/compile-matrix.md has all.
+        reason: why this one. "registers" and "spills" (stores) are those of the compiler for sm_80, 8 slots, 4 heads;
+            docs/compile-matrix.md has all.
     """
 
     width: int
@@ -88,24 +88,24 @@ ANY = 1 << 30
 TABLE = (
     Entry(64, False, Tile(16, 64, 64, 64, 4, 2), "left side resident, fewest rows"),
     Entry(64, False, Tile(32, 64, 64, 64, 8, 2), "twice the rows at twice the warps; at 4 warps 16 spills"),
-    Entry(64, False, Tile(64, 32, 32, 32, 8, 2), "at 64 columns 19 spills, at 16 warps 36"),
+    Entry(64, False, Tile(64, 32, 32, 32, 8, 2), "narrow blocks; with 64 columns 19 spills, with 16 warps 36"),
     Entry(128, False, Tile(16, 64, 128, 64, 4, 2), "left side resident, fewest rows"),
-    Entry(128, False, Tile(32, 64, 128, 64, 8, 2), "210 registers; at 4 warps 15 spills"),
+    Entry(128, False, Tile(32, 64, 128, 64, 8, 2), "left side resident; at 4 warps 15 spills"),
     Entry(128, False, Tile(64, 32, 64, 64, 8, 2), "inner dimension in blocks; 64 resident rows: 31 spills"),
-    Entry(256, False, Tile(16, 32, 256, 64, 4, 2), "left side resident: 232 registers"),
+    Entry(256, False, Tile(16, 32, 256, 64, 4, 2), "left side resident: 254 registers"),
     Entry(256, False, Tile(32, 32, 256, 32, 8, 2), "at 4 warps 52 spills"),
-    Entry(256, False, Tile(64, 32, 32, 32, 8, 2), "inner dimension in blocks; with 64 of it or of a head 72 spills"),
+    Entry(256, False, Tile(64, 32, 32, 32, 8, 2), "inner dimension in blocks; with blocks of 64 34 spills"),
     Entry(ANY, False, Tile(16, 64, 64, 64, 4, 3), "inner dimension in blocks: a resident row is too wide"),
-    Entry(ANY, False, Tile(32, 64, 64, 64, 8, 3), "likewise, 254 registers"),
+    Entry(ANY, False, Tile(32, 64, 64, 64, 8, 3), "likewise"),
     Entry(ANY, False, Tile(64, 32, 32, 32, 8, 2), "likewise, as at 256"),
     Entry(ANY, True, Tile(16, 32, 32, 32, 4, 2), "products without tensor cores unroll the inner block: small ones"),
     Entry(
         ANY,
         True,
         Tile(32, 32, 16, 16, 4, 2),
-        "248 registers; with 32 of the inner dimension or of a head 6 to 48 spills",
+        "248 registers; with an inner or head block of 32 3 to 22 spills",
     ),
-    Entry(ANY, True, Tile(64, 32, 32, 16, 16, 2), "4 spills, none inside a phase; at 8 warps 22 at least"),
+    Entry(ANY, True, Tile(64, 32, 32, 16, 16, 2), "2 spills, none in a phase; at 8 warps 11 at least"),
 )
 #: Of the projections of the input side, which have no recurrence: ordinary products.
 PROJECTION = Tile(rows=64, columns=64, inner=32, head=0, warps=4, stages=3)
