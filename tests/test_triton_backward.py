@@ -144,7 +144,7 @@ def test_a_chunk_is_one_launch_to_recompute_and_one_to_walk_back(
         whole = run(case)[1]
     assert _launched(report)["backward"] == _launched(report)["recompute"] == 1
     if chunks > 1:
-        monkeypatch.setattr(gradients, "WORKSPACE_BYTES", _workspace(case.spec, steps // chunks, _rows(case)))
+        monkeypatch.setattr(gradients, "WORKSPACE_BYTES", _workspace(case.spec, steps // chunks, *_tiles(case)))
         with strict() as report:
             found = run(case)[1]
         assert _launched(report)["backward"] == _launched(report)["recompute"] == chunks
@@ -156,13 +156,14 @@ def test_a_chunk_is_one_launch_to_recompute_and_one_to_walk_back(
     assert others <= 9, "the forward pass; the input's side, for it, for its recomputation and on the way back"
 
 
-def _rows(case: Case) -> int:
-    """Rows of all programs of a call."""
+def _tiles(case: Case) -> tuple[int, int]:
+    """Programs of a call, and rows of all of them."""
     rows = launch.tile_of(case.spec, case.call()).rows
-    return -(-case.x.shape[0] // (rows // tiles.padded_rows(case.spec))) * rows
+    programs = -(-case.x.shape[0] // (rows // tiles.padded_rows(case.spec)))
+    return programs, programs * rows
 
 
-def _workspace(spec: CellSpec, steps: int, rows: int, save: bool = False, programs: int = 1, itemsize: int = 4) -> int:
+def _workspace(spec: CellSpec, steps: int, programs: int, rows: int, save: bool = False, itemsize: int = 4) -> int:
     """Bytes that grow with the steps of a chunk, as docs/triton-backend.md has them; one block."""
     width, features, gates = spec.mem_size, spec.qkv_size, 2 * spec.gate_size
     layers, projection = spec.attention_mlp_layers, spec.has_output_projection
@@ -210,9 +211,9 @@ class _Peak(TorchDispatchMode):
 def test_peak_memory_is_the_formula_of_the_docs(save: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = CellSpec.sonnet(5, 4, 16, 2)
     case = draw(spec, batch=16, steps=4, dtype=torch.float32)
-    call, rows, steps, programs = case.call(), _rows(case), case.x.shape[1], 2
-    assert rows == programs * 32
-    monkeypatch.setattr(gradients, "WORKSPACE_BYTES", _workspace(spec, 2, rows, save, programs))
+    call, steps, (programs, rows) = case.call(), case.x.shape[1], _tiles(case)
+    workspace = _workspace(spec, 2, programs, rows, save)
+    monkeypatch.setattr(gradients, "WORKSPACE_BYTES", workspace)
     with strict():
         memories, activations = TRITON.forward(spec, call, save)
         grad = torch.ones_like(memories)
@@ -220,19 +221,19 @@ def test_peak_memory_is_the_formula_of_the_docs(save: bool, monkeypatch: pytest.
             TRITON.backward(spec, call, memories, activations, grad, [True, True, False, *[True] * len(call.params)])
     width, features, gates = spec.mem_size, spec.qkv_size, 2 * spec.gate_size
     parameters = 4 * spec.parameter_count
-    workspace = _workspace(spec, 2, rows, save, programs)
     fixed = 4 * rows * (3 * width + features + 2 * width)
     inputs = 4 * 16 * steps * (2 * features + 2 * gates + width)
     formula = workspace + fixed + inputs + 2 * parameters
     assert 0.8 * formula < peak.peak < 1.2 * formula
-    assert activations.numel() == (_workspace(spec, steps, rows) - _workspace(spec, steps, rows, save=True)) * save
+    kept = _workspace(spec, steps, 1, 64) - _workspace(spec, steps, 1, 64, save=True)
+    assert activations.numel() == (kept if save else 0)
 
 
 # -- the same bits -----------------------------------------------------------------------------------------------------
 
 
 def test_every_run_and_every_order_of_programs_has_the_same_bits() -> None:
-    case = draw(SPECS["sonnet"], ("lengths", "resets"), batch=9, steps=1, dtype=torch.float32)
+    case = draw(SPECS["sonnet"], ("lengths", "resets"), batch=17, steps=1, dtype=torch.float32)
     found = []
     for seed in range(2):
         with strict(seed):

@@ -62,6 +62,33 @@ def test_parity(name: str, options: tuple[str, ...], dtype: torch.dtype) -> None
     assert found.ok, str(found)
 
 
+def _tiles() -> list[Any]:
+    """Every tile of the table, as fitted to D = 80, and the dtype it is for; `make test` has one of them."""
+    found = dict.fromkeys((entry.tile.fitted(80), entry.wide) for entry in tiles.TABLE)
+    return [
+        pytest.param(
+            tile,
+            torch.float32 if wide else torch.bfloat16,
+            id=f"{'float32' if wide else 'half'}-{tile.rows}-{tile.columns}-{tile.inner}-{tile.head}",
+            marks=[] if wide and tile.rows == tiles.LEAST_ROWS else [pytest.mark.slow],
+        )
+        for tile, wide in found
+    ]
+
+
+@pytest.mark.parametrize("tile, dtype", _tiles())
+def test_parity_with_every_tile(tile: tiles.Tile, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter itself takes that of most rows; here heads, columns and inner dimensions need several blocks."""
+    monkeypatch.setattr(tiles, "choose", lambda *args: tile)
+    case = draw(CellSpec.sonnet(9, 3, 40, 2), ("lengths", "resets"), batch=17, steps=3, dtype=dtype)
+    with strict() as report:
+        memories = run(case)
+    assert not report.hazards
+    exact, eager = unroll(case.spec, case.to(torch.float64).call())[0], unroll(case.spec, case.call())[0]
+    found = criterion(memories, eager, exact)
+    assert found.ok, str(found)
+
+
 def _mask(case: Case) -> Tensor:
     batch, steps = case.x.shape[:2]
     shape = (batch, steps, case.spec.num_heads, case.spec.mem_slots, case.spec.total_rows)

@@ -127,14 +127,18 @@ def test_everything_runs_under_the_device_of_the_tensors(monkeypatch: pytest.Mon
     def note(what: str, *rest: object) -> None:
         seen.append((what, list(entered)))
 
-    def ask(what: str, answer: Callable[[], Any]) -> Callable[[], Any]:
-        return lambda: (note(what), answer())[1]
+    def noted(what: str, answer: Callable[[], Any]) -> Callable[[], Any]:
+        def ask() -> Any:
+            note(what)
+            return answer()
+
+        return ask
 
     case = draw(SPECS["sonnet"], ("lengths", "resets"), dtype=torch.bfloat16)
     call = case.call()
     with _launches(monkeypatch, note), monkeypatch.context() as patched:
         for name in ("_target", "_processors"):
-            patched.setattr(launch, name, ask(name, getattr(launch, name)))
+            patched.setattr(launch, name, noted(name, getattr(launch, name)))
         patched.setattr(torch.cuda, "device", device)
         patched.setattr(Tensor, "is_cuda", property(lambda self: True), raising=False)
         patched.setattr(Tensor, "device", property(lambda self: second), raising=False)
@@ -153,10 +157,11 @@ NEEDS_NEWER = pytest.mark.skipif(not NEWER, reason=f"torch {torch.__version__} h
 
 @pytest.fixture
 def _settings_as_they_were() -> Iterator[None]:
-    old = [(owner, owner.fp32_precision) for owner in (torch.backends, torch.backends.cuda.matmul) if NEWER]
+    owners: list[Any] = [torch.backends, torch.backends.cuda.matmul] if NEWER else []
+    old = [owner.fp32_precision for owner in owners]
     yield
     torch.set_float32_matmul_precision("highest")
-    for owner, value in old:
+    for owner, value in zip(owners, old, strict=True):
         owner.fp32_precision = value
 
 
@@ -165,7 +170,8 @@ def _matmul(value: str) -> None:
 
 
 def _everywhere(value: str) -> None:
-    torch.backends.fp32_precision = value
+    everything: Any = torch.backends
+    everything.fp32_precision = value
 
 
 def _flag(value: bool) -> None:

@@ -24,6 +24,9 @@ from triton.runtime import interpreter
 
 from rmc_kernels import backends
 from rmc_kernels.backends.triton import launch, tiles
+from rmc_kernels.backends.triton.device.forward import forward
+from rmc_kernels.backends.triton.device.project import project
+from rmc_kernels.backends.triton.parameters import Linear
 from tests.cases import SPECS, draw
 
 #: Offsets of 32 bits end here.
@@ -75,9 +78,7 @@ def _run_last_program(
         if isinstance(small, Tensor):
             end = small
             if not name.endswith(FIXED):
-                large = torch.from_file(
-                    str(folder / name), shared=True, size=small.numel() * times, dtype=small.dtype
-                )
+                large = torch.from_file(str(folder / name), shared=True, size=small.numel() * times, dtype=small.dtype)
                 end = large[-small.numel() :].copy_(small.flatten())
                 found[name] = end, large
                 captured.arguments[name] = large
@@ -109,7 +110,7 @@ def test_the_forward_kernel_takes_tensors_past_32_bits(
     tile = tiles.choose(spec, torch.float32, "", 1, 1)
     batch, steps = tile.rows // tiles.padded_rows(spec), 2
     case = draw(spec, ("lengths", "resets"), batch=batch, steps=steps, dtype=torch.float32)
-    captured = _Captured(launch.forward)
+    captured = _Captured(forward)
     monkeypatch.setattr(launch, "forward", captured)
     expected = backends.BACKENDS["triton"].forward(spec, case.call(), False)[0]
     assert captured.grid == (1,)
@@ -124,9 +125,9 @@ def test_the_forward_kernel_takes_tensors_past_32_bits(
 
 def test_the_projection_takes_tensors_past_32_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = tiles.PROJECTION.rows
-    captured = _Captured(launch.project)
+    captured = _Captured(project)
     monkeypatch.setattr(launch, "project", captured)
-    linear = launch.Linear(torch.randn(1, 16, 32), torch.randn(1, 16))
+    linear = Linear(torch.randn(1, 16, 32), torch.randn(1, 16))
     expected = launch.project_rows(torch.randn(rows, 32), linear)
     captured.arguments["out"] = torch.full_like(expected, torch.nan)
     times = END // expected.numel() + 2
