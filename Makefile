@@ -3,7 +3,7 @@
 #   make demo      verify, a short benchmark and a training that learns; leaves demo/
 #   make test      the default tests
 #   make interpret every test of the Triton kernels under the strict interpreter; `make test` has a part of them
-#   make matrix    the Triton kernels compiled with every tile for every target, without a GPU
+#   make matrix    the Triton kernels compiled with every tile for every target, without a GPU; writes docs/compile-matrix.md
 #   make lint      ruff, mypy --strict, clang-format, and csrc/ compiled with -Werror
 #   make compatibility  run the tests of users' habits and write docs/compatibility.md from what passed
 #   make bench     the full benchmark of this machine's CPU
@@ -55,9 +55,12 @@ mutate: setup
 	$(SAY) "every mutant of every backend"
 	$(PY) -m tests.mutation
 
+# What is known of the present sources is not compiled again. The table is measured with both triton versions.
 matrix: setup
 	$(SAY) "the compile matrix"
+	test -d build/triton-3.9.0 || $(PIP) install --no-deps --target build/triton-3.9.0 triton==3.9.0
 	$(PY) -m tests.compile_matrix
+	PYTHONPATH=build/triton-3.9.0 $(PY) -m tests.compile_matrix
 
 compatibility: setup
 	$(SAY) "docs/compatibility.md"

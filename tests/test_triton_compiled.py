@@ -14,11 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None or torch.cuda.is_available():
     pytest.skip("for a process without a GPU that does not interpret", allow_module_level=True)
 
+import triton
+
 from rmc_kernels import CellSpec, backends
 from rmc_kernels.backends.triton import tiles
 from rmc_kernels.backends.triton.tiles import TABLE, Tile
 from tests.cases import SPECS, draw
-from tests.compile_matrix import compile_entry
+from tests.compile_matrix import compile_job, jobs
 from tests.offline import offline
 
 TRITON = backends.BACKENDS["triton"]
@@ -36,15 +38,21 @@ def test_without_triton_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_width_dtype_and_target_has_tiles_in_order() -> None:
-    for target in tiles.SHARED_MEMORY:
-        for wide in (False, True):
-            entries = [entry for entry in TABLE if entry.wide == wide and target in entry.targets]
-            assert entries == sorted(entries, key=lambda entry: (entry.width, entry.tile.rows))
-            for width in {entry.width for entry in entries}:
-                rows = [entry.tile.rows for entry in entries if entry.width == width]
-                assert (min(rows), max(rows)) == (tiles.LEAST_ROWS, tiles.MOST_ROWS)
+def test_every_width_and_dtype_has_tiles_in_order() -> None:
+    for wide in (False, True):
+        entries = [entry for entry in TABLE if entry.wide == wide]
+        assert entries == sorted(entries, key=lambda entry: (entry.width, entry.tile.rows))
+        assert entries[-1].width == tiles.ANY
+        for width in {entry.width for entry in entries}:
+            rows = [entry.tile.rows for entry in entries if entry.width == width]
+            assert (min(rows), max(rows)) == (tiles.LEAST_ROWS, tiles.MOST_ROWS)
     assert all(entry.reason for entry in TABLE)
+
+
+def test_a_target_that_is_not_in_the_table_takes_the_tile_of_its_maker() -> None:
+    spec = CellSpec.sonnet(5, 8, 16, 4)
+    assert tiles.choose(spec, torch.bfloat16, "sm_121", 10**6, 132).warps == 8
+    assert tiles.choose(spec, torch.bfloat16, "gfx950", 10**6, 132).warps == tiles.AMD_WARPS
 
 
 @pytest.mark.parametrize(
@@ -67,9 +75,11 @@ def test_a_tile_is_not_wider_than_the_cell() -> None:
 )
 def test_entries_compile_without_spills(number: int, target: str, name: str | None) -> None:
     """A sample; `make matrix` compiles all."""
-    found = compile_entry(TABLE[number], target, None if name is None else SPECS[name])
-    assert found["spill_stores"] == found["spill_loads"] == 0
-    assert found["shared"] <= tiles.SHARED_MEMORY[target]
+    entry = TABLE[number]
+    (job, *_) = [job for job in jobs(triton.__version__, (target,)) if job.tile == entry.tile_on(target)]
+    found = compile_job(job, None if name is None else SPECS[name])
+    assert found.inner == 0
+    assert found.shared <= tiles.SHARED_MEMORY[target]
 
 
 # -- launches ----------------------------------------------------------------------------------------------------------
