@@ -363,6 +363,8 @@ def test_a_guarded_load_of_nowhere_is_not_made() -> None:
         "wgmma.fence.sync.aligned;",
         "cp.async.bulk.commit_group;",
         "ld.local.b32 %r5, [%r1];",
+        "ld.global.s16 %r5, [%rd1];",
+        "@%p1 setp.lt.s32 %p1|%p2, %r2, %r3;",
         "add.rz.f32 %r5, %r2, %r3;",
         "shfl.sync.up.b32 %r5,%r2,3,0,-1;",
         "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r5}, {%r2}, {%r3}, {%r4};",
