@@ -3,7 +3,7 @@
 #   make demo      verify, a short benchmark and a training that learns; leaves demo/
 #   make test      the default tests
 #   make interpret every test of the Triton kernels under the strict interpreter; `make test` has a part of them
-#   make matrix    the Triton kernels compiled with every tile for every target, without a GPU
+#   make matrix    the Triton kernels compiled with every tile for every target, without a GPU; writes docs/compile-matrix.md
 #   make lint      ruff, mypy --strict, clang-format, and csrc/ compiled with -Werror
 #   make compatibility  run the tests of users' habits and write docs/compatibility.md from what passed
 #   make bench     the full benchmark of this machine's CPU
@@ -28,7 +28,7 @@ CMAKE := $(VENV)/bin/cmake
 CXX_BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CMAKE) -S . -G Ninja
 SAY = @printf '\033[1m==> %s\033[0m\n'
 
-.PHONY: demo test interpret matrix lint compatibility bench gpu sanitize wheel clean setup site
+.PHONY: demo test interpret simulate mutate matrix lint compatibility bench gpu sanitize wheel clean setup site
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -47,9 +47,20 @@ interpret: setup
 	$(SAY) "every test of the Triton kernels under the strict interpreter"
 	TRITON_INTERPRET=1 $(PY) -m pytest -q -k triton -m "slow or not slow"
 
+simulate: setup
+	$(SAY) "every Triton kernel compiled, and its PTX run by the simulator"
+	$(PY) -m pytest -q tests/test_triton_simulated.py -m "simulate or not simulate"
+
+mutate: setup
+	$(SAY) "every mutant of every backend"
+	$(PY) -m tests.mutation
+
+# What is known of the present sources is not compiled again. The table is measured with both triton versions.
 matrix: setup
 	$(SAY) "the compile matrix"
+	test -d build/triton-3.9.0 || $(PIP) install --no-deps --target build/triton-3.9.0 triton==3.9.0
 	$(PY) -m tests.compile_matrix
+	PYTHONPATH=build/triton-3.9.0 $(PY) -m tests.compile_matrix
 
 compatibility: setup
 	$(SAY) "docs/compatibility.md"

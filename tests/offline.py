@@ -8,26 +8,21 @@ The results are not computed unless a `run` does so. Shared memory is checked ag
 
 from __future__ import annotations
 
-import re
-import subprocess
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver
 
 from rmc_kernels.backends.triton.tiles import SHARED_MEMORY
+from tests.assembly import Usage, amd, nvidia
 
 TARGETS = tuple(SHARED_MEMORY)
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 @dataclass(frozen=True)
@@ -54,36 +49,11 @@ class Launch:
         """What the compiler made: "ptx", "cubin", "amdgcn", "ttgir", ..."""
         return Path(str(get_cache_manager(self.metadata.hash).get_file(f"{self.metadata.name}.{kind}")))
 
-    def resources(self) -> dict[str, int]:
-        """Registers, spilled stores and loads, bytes of shared memory, tensor-core instructions and barriers."""
+    def usage(self) -> Usage:
+        """Registers, spills and the like of the compiled code."""
         if self.target.startswith("gfx"):
-            text = self.file("amdgcn").read_text()
-            found = re.search(r"\.vgpr_count:\s+(\d+)", text)
-            assert found is not None
-            return {
-                "registers": int(found[1]),
-                "spill_stores": len(re.findall(r"^\s+scratch_store", text, re.M)),
-                "spill_loads": len(re.findall(r"^\s+scratch_load", text, re.M)),
-                "shared": self.metadata.shared,
-                "mma": len(re.findall(r"^\s+v_(?:mfma|wmma)", text, re.M)),
-                "barriers": len(re.findall(r"^\s+s_barrier", text, re.M)),
-            }
-        with NamedTemporaryFile(suffix=".cubin") as cubin:
-            cubin.write(self.file("cubin").read_bytes())
-            cubin.flush()
-            usage = _tool("cuobjdump", "-res-usage", cubin.name)
-            assembly = _tool("nvdisasm", "-c", cubin.name)
-        operations = Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", assembly, re.M))
-        registers = re.search(r"REG:(\d+)", usage)
-        assert registers is not None
-        return {
-            "registers": int(registers[1]),
-            "spill_stores": operations["STL"],
-            "spill_loads": operations["LDL"],
-            "shared": self.metadata.shared,
-            "mma": sum(operations[name] for name in ("HMMA", "HGMMA", "UTCHMMA")),
-            "barriers": operations["BAR"],
-        }
+            return amd(self.file("amdgcn").read_text(), self.metadata.shared)
+        return nvidia(self.file("cubin").read_bytes(), self.metadata.shared)
 
 
 Run = Callable[[Launch], None]
@@ -99,10 +69,6 @@ def offline(target: str, run: Run = lambda launch: None) -> Iterator[list[Launch
         yield launches
     finally:
         driver._active = active
-
-
-def _tool(name: str, *arguments: str) -> str:
-    return subprocess.run([_TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 class _Utils:

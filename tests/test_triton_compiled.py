@@ -1,12 +1,10 @@
-"""The Triton kernels compiled, without a GPU: tiles of the table for their targets, and PTX run by a simulator."""
+"""The Triton kernels compiled, without a GPU: tiles of the table for their targets, and what a launch promises."""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,18 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None or torch.cuda.is_available():
     pytest.skip("for a process without a GPU that does not interpret", allow_module_level=True)
 
+import triton
+
 from rmc_kernels import CellSpec, backends
-from rmc_kernels.backends.reference import unroll
 from rmc_kernels.backends.triton import tiles
 from rmc_kernels.backends.triton.tiles import TABLE, Tile
-from rmc_kernels.verify import criterion
 from tests.cases import SPECS, draw
-from tests.compile_matrix import compile_entry
-from tests.offline import Launch, offline
+from tests.compile_matrix import compile_job, jobs
+from tests.offline import offline
 
 TRITON = backends.BACKENDS["triton"]
-#: The PTX simulator, beside the project.
-SIMULATOR = Path(os.environ.get("RMC_SHARED", Path(__file__).parents[2] / "shared")) / "tools" / "ptxsim"
 
 
 def test_without_a_device_the_reason_is_given() -> None:
@@ -42,15 +38,21 @@ def test_without_triton_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_width_dtype_and_target_has_tiles_in_order() -> None:
-    for target in tiles.SHARED_MEMORY:
-        for wide in (False, True):
-            entries = [entry for entry in TABLE if entry.wide == wide and target in entry.targets]
-            assert entries == sorted(entries, key=lambda entry: (entry.width, entry.tile.rows))
-            for width in {entry.width for entry in entries}:
-                rows = [entry.tile.rows for entry in entries if entry.width == width]
-                assert (min(rows), max(rows)) == (tiles.LEAST_ROWS, tiles.MOST_ROWS)
+def test_every_width_and_dtype_has_tiles_in_order() -> None:
+    for wide in (False, True):
+        entries = [entry for entry in TABLE if entry.wide == wide]
+        assert entries == sorted(entries, key=lambda entry: (entry.width, entry.tile.rows))
+        assert entries[-1].width == tiles.ANY
+        for width in {entry.width for entry in entries}:
+            rows = [entry.tile.rows for entry in entries if entry.width == width]
+            assert (min(rows), max(rows)) == (tiles.LEAST_ROWS, tiles.MOST_ROWS)
     assert all(entry.reason for entry in TABLE)
+
+
+def test_a_target_that_is_not_in_the_table_takes_the_tile_of_its_maker() -> None:
+    spec = CellSpec.sonnet(5, 8, 16, 4)
+    assert tiles.choose(spec, torch.bfloat16, "sm_121", 10**6, 132).warps == 8
+    assert tiles.choose(spec, torch.bfloat16, "gfx950", 10**6, 132).warps == tiles.AMD_WARPS
 
 
 @pytest.mark.parametrize(
@@ -73,9 +75,11 @@ def test_a_tile_is_not_wider_than_the_cell() -> None:
 )
 def test_entries_compile_without_spills(number: int, target: str, name: str | None) -> None:
     """A sample; `make matrix` compiles all."""
-    found = compile_entry(TABLE[number], target, None if name is None else SPECS[name])
-    assert found["spill_stores"] == found["spill_loads"] == 0
-    assert found["shared"] <= tiles.SHARED_MEMORY[target]
+    entry = TABLE[number]
+    (job, *_) = [job for job in jobs(triton.__version__, (target,)) if job.tile == entry.tile_on(target)]
+    found = compile_job(job, None if name is None else SPECS[name])
+    assert found.inner == 0
+    assert found.shared <= tiles.SHARED_MEMORY[target]
 
 
 # -- launches ----------------------------------------------------------------------------------------------------------
@@ -104,37 +108,3 @@ def test_one_compilation_serves_every_batch_and_length_without_waiting_for_the_d
     assert len(set(found)) == 1
     assert found[0][0] == "forward"
     assert found[0][2] == 4
-
-
-# -- compiled code, run ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not SIMULATOR.exists(), reason=f"no simulator in {SIMULATOR}")
-@pytest.mark.parametrize(
-    "name, dtype, schedule",
-    [("sonnet", "float32", "warp"), ("matrix-blocks", "bfloat16", "lockstep"), ("textbook", "bfloat16", "warp")],
-)
-def test_compiled_code_is_right_and_free_of_races(
-    name: str, dtype: str, schedule: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(SIMULATOR))
-    import ptxsim
-
-    races = []
-
-    def run(launch: Launch) -> None:
-        simulation = ptxsim.run_ptx(
-            None, launch.grid, list(launch.arguments), launch.metadata.num_warps, launch.metadata.shared,
-            schedule, 0, True, mod=ptxsim.Module(launch.file("ptx").read_text()),
-        )  # fmt: skip
-        races.extend(simulation.races)
-
-    options = ("lengths", "resets")
-    case = draw(SPECS[name], options, batch=17, steps=3, dtype=getattr(torch, dtype))
-    with offline("sm_80", run):
-        memories = TRITON.forward(case.spec, case.call(), False)[0]
-    assert not races
-    exact, eager = unroll(case.spec, case.to(torch.float64).call())[0], unroll(case.spec, case.call())[0]
-    found = criterion(memories, eager, exact)
-    assert found.ok, str(found)
-    sys.modules.pop("ptxsim")

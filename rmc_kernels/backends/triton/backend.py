@@ -9,21 +9,22 @@ import torch
 from torch import Tensor
 
 from rmc_kernels.backends.protocol import Call
-from rmc_kernels.backends.reference import ReferenceBackend
 from rmc_kernels.backends.triton import tiles
 from rmc_kernels.spec import CellSpec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Offsets within parameters are 32-bit; those that grow with batch size or length are 64-bit.
+MOST_PARAMETERS = 2**31 - 1
 
 
 class TritonBackend:
-    """Forward: slot attention, gating and MLP of all steps in one launch. Backward: the reference's, recomputed.
+    """All steps forward in one launch; backwards in one launch for each chunk of them.
 
     Serves tensors on the device of Triton's active driver: a GPU, or under TRITON_INTERPRET=1 the CPU.
     """
 
     name = "triton"
-    note = "its backward pass is the reference's, which computes every step again"
+    note = ""
 
     def unavailable(self) -> str | None:
         """Why Triton cannot be used, or None."""
@@ -50,6 +51,8 @@ class TritonBackend:
         rows = tiles.live_rows(spec)
         if rows > tiles.MOST_ROWS:
             return f"at most {tiles.MOST_ROWS} attended rows per batch element fit a tile, got {rows}"
+        if spec.parameter_count > MOST_PARAMETERS:
+            return f"at most {MOST_PARAMETERS} parameters, got {spec.parameter_count}"
         return None
 
     def passed_over(self, device: torch.device) -> str | None:
@@ -57,18 +60,25 @@ class TritonBackend:
         return "on the CPU Triton only interprets, for tests" if device.type == "cpu" else None
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
-        """Keeps nothing."""
-        return 0
+        """See `Backend.activation_size`: linear in steps, and in batch elements up to a tile."""
+        from rmc_kernels.backends.triton.activations import activation_size
+
+        return activation_size(spec, batch_size, steps, dtype)
 
     def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
         """See `Backend.forward`."""
-        from rmc_kernels.backends.triton import launch
+        from rmc_kernels.backends.triton import activations, launch
 
         with torch.no_grad():
+            if save:
+                return activations.unroll_kept(spec, call)
             return launch.unroll(spec, call), call.x.new_empty(0, dtype=torch.uint8)
 
     def backward(
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
     ) -> list[Tensor]:
-        """See `Backend.backward`; every step is computed again by the reference, under autograd."""
-        return ReferenceBackend().backward(spec, call, memories, activations, grad, needs)
+        """See `Backend.backward`."""
+        from rmc_kernels.backends.triton.gradients import gradients
+
+        with torch.no_grad():
+            return gradients(spec, call, memories, activations, grad, needs)

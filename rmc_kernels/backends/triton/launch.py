@@ -24,14 +24,21 @@ from rmc_kernels.spec import LAYER_NORM_EPS, CellSpec
 INTERPRETED = isinstance(forward, InterpretedFunction)
 #: Most bytes of float32 copies made at a time when the input rows' projections are normalised.
 NORM_BYTES = 64 << 20
+#: Compute capability, times 10, from which on NVIDIA's tensor cores take bfloat16 and TF32.
+LEAST_CAPABILITY = 80
 
 
 def no_device() -> str | None:
-    """Why Triton drives no device here, or None."""
+    """Why Triton drives no device here that the kernels are for, or None."""
     try:
         device_type()
     except RuntimeError as error:
         return f"Triton has no device: {error}"
+    if INTERPRETED:
+        return None
+    target = driver.active.get_current_target()
+    if target.backend == "cuda" and target.arch < LEAST_CAPABILITY:
+        return f"the kernels are for sm_{LEAST_CAPABILITY} and newer, the device is sm_{target.arch}"
     return None
 
 
@@ -51,7 +58,10 @@ def precision(dtype: torch.dtype) -> str:
     """How float32 products are computed: as torch's setting for its own matrix products says."""
     if dtype is not torch.float32 or torch.version.hip is not None:
         return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    matmul = torch.backends.cuda.matmul
+    setting = getattr(matmul, "fp32_precision", None)  # torch < 2.9 has the older flag only
+    allowed = matmul.allow_tf32 if setting is None else setting == "tf32"  # the older one raises where both were set
+    return "tf32" if allowed else "ieee"
 
 
 def _target() -> str:
@@ -76,9 +86,9 @@ def unroll(spec: CellSpec, call: Call) -> Tensor:
     batch, steps = call.batch_size, call.steps
     memories = call.memory.new_empty(batch, steps, spec.mem_slots, spec.mem_size)
     if memories.numel():
-        with _device(call.x):
+        with device_of(call.x):
             params = Parameters.of(spec, call)
-            _forward(spec, call, params, _input_side(spec, call, params), memories)
+            _forward(spec, call, params, input_side(spec, call.x, params), memories)
     return memories
 
 
@@ -96,17 +106,18 @@ class InputSide:
     gates: Tensor | None
 
 
-def _input_side(spec: CellSpec, call: Call, params: Parameters) -> InputSide:
-    count = call.batch_size * call.steps
-    u = call.x.reshape(count * spec.rows, spec.input_size)
+def input_side(spec: CellSpec, x: Tensor, params: Parameters) -> InputSide:
+    """The `InputSide` of x [B, T, ...]."""
+    count = x.shape[0] * x.shape[1]
+    u = x.reshape(count * spec.rows, spec.input_size)
     if params.input_projection is not None:
-        u = _project(u, params.input_projection)
+        u = project_rows(u, params.input_projection)
     gates = None
     if params.input_gate is not None:
-        gates = _project(u.view(count, spec.rows * spec.mem_size), params.input_gate)
+        gates = project_rows(u.view(count, spec.rows * spec.mem_size), params.input_gate)
     if tiles.input_rows_in_tile(spec):
         return InputSide(u.contiguous(), gates)
-    rows = _project(u, params.qkv)
+    rows = project_rows(u, params.qkv)
     if params.qkv_norm is not None:
         weight, bias = params.qkv_norm.weight[0].float(), params.qkv_norm.bias[0].float()
         for part in rows.split(max(1, NORM_BYTES // (4 * spec.qkv_size))):
@@ -114,7 +125,7 @@ def _input_side(spec: CellSpec, call: Call, params: Parameters) -> InputSide:
     return InputSide(rows, gates)
 
 
-def _project(rows: Tensor, linear: Linear) -> Tensor:
+def project_rows(rows: Tensor, linear: Linear) -> Tensor:
     """`rows @ weight.T + bias`, [count, out], in the dtype of the rows [count, in]."""
     rows = rows.contiguous()
     (count, inner), outputs = rows.shape, linear.weight.shape[-2]
@@ -129,30 +140,28 @@ def _project(rows: Tensor, linear: Linear) -> Tensor:
 
 
 def _forward(spec: CellSpec, call: Call, params: Parameters, side: InputSide, memories: Tensor) -> None:
-    tile = tiles.choose(spec, call.x.dtype, _target(), call.batch_size, _processors())
-    plan = _plan(spec, tile, precision(call.x.dtype))
-    programs = triton.cdiv(call.batch_size, tile.rows // plan.padded)
+    tile = tile_of(spec, call)
+    plan = plan_of(spec, tile, precision(call.x.dtype))
+    count = programs(call, plan)
 
     def scratch(dtype: torch.dtype, *width: int) -> Tensor:
-        return call.x.new_empty((programs * tile.rows, *width), dtype=dtype)
+        return call.x.new_empty((count * tile.rows, *width), dtype=dtype)
 
     kind, wide = call.x.dtype, torch.float32
-    forward[(programs,)](
+    forward[(count,)](
         memories, call.memory.contiguous(), side.rows, side.gates,
-        _contiguous(call.lengths), _bytes(call.resets), _contiguous(call.reset_memory), _contiguous(call.dropout_mask),
-        *_pair(params.qkv), *_pair(params.qkv_norm), *_pair(params.heads), *_pair(params.attention_norm),
-        *_pair(params.mlp), *_pair(params.mlp_norm), *_pair(params.memory_gate),
+        *options(call), *weights(params),
         scratch(wide, plan.D) if plan.inputs_in_tile else None,
         scratch(kind, plan.F), scratch(wide), scratch(wide, plan.D), scratch(kind, 2, plan.D),
         scratch(wide, plan.D), scratch(wide, plan.G) if plan.G else None,
-        call.batch_size, call.steps, spec.num_blocks, spec.attention_mlp_layers,
-        plan.D, plan.F, plan.G, spec.num_heads, spec.key_width, spec.head_size,
+        call.batch_size, call.steps, *bounds(spec, plan),
         spec.input_bias, spec.forget_bias,
         plan=plan, num_warps=tile.warps, enable_fp_fusion=False,
     )  # fmt: skip
 
 
-def _plan(spec: CellSpec, tile: tiles.Tile, precision: str) -> Plan:
+def plan_of(spec: CellSpec, tile: tiles.Tile, precision: str) -> Plan:
+    """The plan of the forward kernel."""
     return Plan(
         N=spec.mem_slots,
         n=spec.rows,
@@ -172,8 +181,42 @@ def _plan(spec: CellSpec, tile: tiles.Tile, precision: str) -> Plan:
     )
 
 
-def _pair(linear: Linear | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if linear is None else (linear.weight, linear.bias)
+def tile_of(spec: CellSpec, call: Call) -> tiles.Tile:
+    """The tile of a call on Triton's device."""
+    return tiles.choose(spec, call.x.dtype, _target(), call.batch_size, _processors())
+
+
+def options(call: Call) -> tuple[Tensor | None, ...]:
+    """lengths, resets, reset_memory and mask as the kernels take them."""
+    return (
+        _contiguous(call.lengths), _bytes(call.resets), _contiguous(call.reset_memory), _contiguous(call.dropout_mask)
+    )  # fmt: skip
+
+
+def weights(params: Parameters) -> tuple[Tensor | None, ...]:
+    """The parameters of the recurrence in the kernels' order."""
+    return pairs(
+        params.qkv, params.qkv_norm, params.heads, params.attention_norm, params.mlp, params.mlp_norm,
+        params.memory_gate,
+    )  # fmt: skip
+
+
+def bounds(spec: CellSpec, plan: Plan) -> tuple[int, ...]:
+    """The run-time bounds of loops in the kernels' order."""
+    return (
+        spec.num_blocks, spec.attention_mlp_layers, plan.D, plan.F, plan.G, spec.num_heads, spec.key_width,
+        spec.head_size,
+    )  # fmt: skip
+
+
+def programs(call: Call, plan: Plan) -> int:
+    """How many programs a call's batch elements take."""
+    return int(triton.cdiv(call.batch_size, plan.blocks.rows // plan.padded))
+
+
+def pairs(*linears: Linear | None) -> tuple[Tensor | None, ...]:
+    """Weight and bias of each."""
+    return tuple(t for linear in linears for t in ((None, None) if linear is None else (linear.weight, linear.bias)))
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -184,6 +227,6 @@ def _bytes(flags: Tensor | None) -> Tensor | None:
     return None if flags is None else flags.contiguous().view(torch.uint8)
 
 
-def _device(x: Tensor) -> AbstractContextManager[object]:
+def device_of(x: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current stream of the current device, which need not be that of the tensors."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

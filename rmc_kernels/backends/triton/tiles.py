@@ -25,6 +25,8 @@ SHARED_MEMORY = {
 }
 #: Fewest rows of a product: the smallest that the hardware multiplies.
 LEAST_ROWS = 16
+#: With four wavefronts to a program a lane has 512 registers, with eight 256: then all but the smallest tiles spill.
+AMD_WARPS = 4
 #: Most attended rows of one batch element: they share a tile.
 MOST_ROWS = 64
 
@@ -66,39 +68,44 @@ class Entry:
         width: widest D that it is for.
         wide: whether it is for float32; otherwise for the half types.
         tile: the tile.
-        reason: why this one. "registers" and "spills" are those of the compiler, 8 slots, 4 heads, sm_80.
-        spills: targets for which it spills registers; there it is only for cells that no other entry has rows for.
-        targets: for which it is.
+        reason: why this one. "registers" and "spills" (stores) are those of the compiler for sm_80, 8 slots, 4 heads;
+            docs/compile-matrix.md has all.
     """
 
     width: int
     wide: bool
     tile: Tile
     reason: str
-    spills: tuple[str, ...] = ()
-    targets: tuple[str, ...] = tuple(SHARED_MEMORY)
+
+    def tile_on(self, target: str) -> Tile:
+        """The tile for a target."""
+        return replace(self.tile, warps=AMD_WARPS) if target.startswith("gfx") else self.tile
 
 
-_ANY = 1 << 30
-_AMD = ("gfx942",)
-_ALL = tuple(SHARED_MEMORY)
+#: Width of the entries that take any.
+ANY = 1 << 30
 #: Narrow entries first; among those of one width, small tiles first.
 TABLE = (
-    Entry(64, False, Tile(16, 64, 64, 64, 4, 2), "left side resident, fewest rows: 224 registers"),
-    Entry(64, False, Tile(32, 64, 64, 64, 8, 2), "twice the rows at twice the warps; at 4 warps 16 spills", _AMD),
-    Entry(64, False, Tile(64, 32, 64, 64, 8, 2), "241 registers; at 64 columns 19 spills, at 16 warps 36", _AMD),
-    Entry(128, False, Tile(16, 64, 128, 64, 4, 2), "left side resident, fewest rows: 224 registers"),
-    Entry(128, False, Tile(32, 64, 128, 64, 8, 2), "210 registers; at 4 warps 15 spills", _AMD),
-    Entry(128, False, Tile(64, 32, 64, 64, 8, 2), "inner dimension in blocks; 64 resident rows: 31 spills", _AMD),
-    Entry(256, False, Tile(16, 32, 256, 64, 4, 2), "left side resident: 232 registers"),
-    Entry(256, False, Tile(32, 32, 256, 64, 8, 2), "234 registers; at 4 warps 52 spills", _AMD),
-    Entry(256, False, Tile(64, 32, 64, 64, 8, 2), "inner dimension in blocks, 12 spills; resident: 46", _ALL),
-    Entry(_ANY, False, Tile(16, 64, 64, 64, 4, 3), "inner dimension in blocks: a resident row is too wide"),
-    Entry(_ANY, False, Tile(32, 64, 64, 64, 8, 3), "likewise, 254 registers", _AMD),
-    Entry(_ANY, False, Tile(64, 32, 64, 64, 8, 2), "likewise, 12 spills", _ALL),
-    Entry(_ANY, True, Tile(16, 32, 32, 32, 4, 2), "products without tensor cores unroll the inner block: small ones"),
-    Entry(_ANY, True, Tile(32, 32, 32, 32, 4, 2), "255 registers; at 8 warps 20 spills"),
-    Entry(_ANY, True, Tile(64, 32, 32, 32, 8, 2), "85 spills (sm_80, triton 3.9.0): nothing better was found", _ALL),
+    Entry(64, False, Tile(16, 64, 64, 64, 4, 2), "left side resident, fewest rows"),
+    Entry(64, False, Tile(32, 64, 64, 64, 8, 2), "twice the rows at twice the warps; at 4 warps 16 spills"),
+    Entry(64, False, Tile(64, 32, 32, 32, 8, 2), "narrow blocks; with 64 columns 19 spills, with 16 warps 36"),
+    Entry(128, False, Tile(16, 64, 128, 64, 4, 2), "left side resident, fewest rows"),
+    Entry(128, False, Tile(32, 64, 128, 64, 8, 2), "left side resident; at 4 warps 15 spills"),
+    Entry(128, False, Tile(64, 32, 64, 64, 8, 2), "inner dimension in blocks; 64 resident rows: 31 spills"),
+    Entry(256, False, Tile(16, 32, 256, 64, 4, 2), "left side resident: 254 registers"),
+    Entry(256, False, Tile(32, 32, 256, 32, 8, 2), "at 4 warps 52 spills"),
+    Entry(256, False, Tile(64, 32, 32, 32, 8, 2), "inner dimension in blocks; with blocks of 64 34 spills"),
+    Entry(ANY, False, Tile(16, 64, 64, 64, 4, 3), "inner dimension in blocks: a resident row is too wide"),
+    Entry(ANY, False, Tile(32, 64, 64, 64, 8, 3), "likewise"),
+    Entry(ANY, False, Tile(64, 32, 32, 32, 8, 2), "likewise, as at 256"),
+    Entry(ANY, True, Tile(16, 32, 32, 32, 4, 2), "products without tensor cores unroll the inner block: small ones"),
+    Entry(
+        ANY,
+        True,
+        Tile(32, 32, 16, 16, 4, 2),
+        "248 registers; with an inner or head block of 32 3 to 22 spills",
+    ),
+    Entry(ANY, True, Tile(64, 32, 32, 16, 16, 2), "2 spills, none in a phase; at 8 warps 11 at least"),
 )
 #: Of the projections of the input side, which have no recurrence: ordinary products.
 PROJECTION = Tile(rows=64, columns=64, inner=32, head=0, warps=4, stages=3)
@@ -110,16 +117,14 @@ def choose(spec: CellSpec, dtype: torch.dtype, target: str, batch_size: int, pro
     Args:
         spec: the cell.
         dtype: of x.
-        target: a key of `SHARED_MEMORY`; another one takes the entries of "sm_80".
+        target: a key of `SHARED_MEMORY`, or another architecture of the same makers.
         batch_size: batch elements.
         processors: of the device.
     """
-    target = target if target in SHARED_MEMORY else "sm_80"
     wide = dtype is torch.float32
     padded = padded_rows(spec)
-    fitting = [e for e in TABLE if e.width >= spec.mem_size and e.wide == wide and target in e.targets]
-    entries = [e for e in fitting if e.width == fitting[0].width and e.tile.rows >= padded]
-    tiles = [e.tile for e in entries if target not in e.spills] or [entries[0].tile]
+    fitting = [entry for entry in TABLE if entry.width >= spec.mem_size and entry.wide == wide]
+    tiles = [e.tile_on(target) for e in fitting if e.width == fitting[0].width and e.tile.rows >= padded]
     busy = [tile for tile in tiles if -(-batch_size // (tile.rows // padded)) >= processors]
     return (busy[-1] if busy else tiles[0]).fitted(spec.mem_size)
 

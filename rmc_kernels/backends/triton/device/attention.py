@@ -40,7 +40,7 @@ class Projected(NamedTuple):
 
 
 @triton.jit
-def _part(projected, start, columns, WIDTH: tl.constexpr):
+def head_part(projected, start, columns, WIDTH: tl.constexpr):
     """[R, C] float32, normalised: columns [C] of the part of `WIDTH` that begins at `start`, 0 past it."""
     gamma, beta = projected.gamma, projected.beta
     if gamma is not None:
@@ -51,7 +51,7 @@ def _part(projected, start, columns, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _weights(
+def head_weights(
     projected, start, same, bounds, plan: tl.constexpr
 ):  # fmt: skip
     """Softmax weights of one head: [R, R] float32 over the tile's rows, and [R] of the row outside (0 without)."""
@@ -60,8 +60,8 @@ def _weights(
     outside = tl.full((plan.blocks.rows,), 0.0, tl.float32)
     for c in range(0, bounds.K, plan.key_columns):
         columns = c + tl.arange(0, plan.key_columns)
-        q = _part(projected, start, columns, plan.K)
-        k = _part(projected, start + plan.K, columns, plan.K)
+        q = head_part(projected, start, columns, plan.K)
+        k = head_part(projected, start + plan.K, columns, plan.K)
         scores = tl.dot(q.to(dtype), tl.trans(k.to(dtype)), scores, input_precision=plan.blocks.precision)
         if projected.outside is not None:
             other = load_rows(projected.outside + (start + plan.K), columns, plan.K).to(tl.float32)
@@ -105,14 +105,14 @@ def attend(
     mean, squares = no_statistics(plan.blocks.rows)
     for h in range(bounds.heads):
         start = h * (2 * plan.K + plan.V)
-        weights, outside = _weights(projected, start, same, bounds, plan)
+        weights, outside = head_weights(projected, start, same, bounds, plan)
         if mask is not None:
             weights *= tl.load(mask + h * (plan.N * plan.S), mask=same, other=0.0).to(tl.float32)
             if projected.outside is not None:
                 outside *= tl.load(mask_outside + h * (plan.N * plan.S)).to(tl.float32)
         for c in range(0, bounds.V, plan.value_columns):
             columns = c + tl.arange(0, plan.value_columns)
-            v = _part(projected, start + 2 * plan.K, columns, plan.V)
+            v = head_part(projected, start + 2 * plan.K, columns, plan.V)
             v = tl.where(tl.abs(v) < float("inf"), v, 0.0)  # 0 * NaN would reach the tile's other elements
             y = tl.dot(weights.to(dtype), v.to(dtype), input_precision=plan.blocks.precision)
             if projected.outside is not None:

@@ -146,7 +146,7 @@ def hidden_layer(operand: tl.constexpr, captured, weight, bias, out, bounds, pla
 
 @triton.jit
 def last_layer(
-    operand: tl.constexpr, captured, weight, bias, z, norm, out, bounds, plan: tl.constexpr,
+    operand: tl.constexpr, captured, weight, bias, z, norm, out, bounds, plan: tl.constexpr, relu=None,
 ):  # fmt: skip
     """The last MLP layer plus the residual; and the statistics of the norm that follows.
 
@@ -154,6 +154,7 @@ def last_layer(
         weight, bias: [D, D], [D].
         z, norm: the MLP's input is `z`, [R] pointers to float32, under `norm`.
         out: [R] pointers, float32.
+        relu: [R] pointers to what is kept of a ReLU after this layer, compute dtype; None to keep nothing.
 
     Returns:
         mean and rstd, [R], of each row.
@@ -166,6 +167,8 @@ def last_layer(
         y += load_vector(bias, columns, plan.D)
         if plan.ends_in_relu:
             y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        if relu is not None:
+            store_rows(relu, columns, y.to(relu.dtype.element_ty), plan.D)
         y += normalise(load_rows(z, columns, plan.D), columns, norm, plan.D)
         mean, squares = join_statistics(mean, squares, c, y, c, plan.D)
         store_rows(out, columns, y, plan.D)

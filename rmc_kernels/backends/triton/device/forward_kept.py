@@ -1,0 +1,110 @@
+"""The forward kernel that keeps what its backward pass reads: the same phases as `forward`, the same memories."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from rmc_kernels.backends.triton.device.forward import RUN_TIME
+from rmc_kernels.backends.triton.device.operands import Memory
+from rmc_kernels.backends.triton.device.phases import Bounds, update
+from rmc_kernels.backends.triton.device.step import (
+    MLP,
+    Weights,
+    activate,
+    block_part,
+    from_input,
+    kept_norm,
+    kept_of,
+)
+from rmc_kernels.backends.triton.device.tile import tile_rows
+
+
+@triton.jit(do_not_specialize=[*RUN_TIME, "total"])
+def forward_kept(
+    out,
+    kind,
+    wide,
+    marks,
+    memory,
+    inputs,
+    input_gates,
+    lengths,
+    resets,
+    reset_memory,
+    mask,
+    qkv_weight,
+    qkv_bias,
+    qkv_gamma,
+    qkv_beta,
+    heads_weight,
+    heads_bias,
+    attention_gamma,
+    attention_beta,
+    mlp_weight,
+    mlp_bias,
+    mlp_gamma,
+    mlp_beta,
+    gate_weight,
+    gate_bias,
+    batch,
+    steps,
+    total,
+    blocks_bound,
+    layers_bound,
+    d_bound,
+    f_bound,
+    g_bound,
+    heads_bound,
+    k_bound,
+    v_bound,
+    input_bias,
+    forget_bias,
+    plan: tl.constexpr,
+):
+    """The memories of a sequence, and the activations of all its steps.
+
+    Args:
+        kind, wide, marks, total: see `kept_of`; of all steps.
+        plan: see `TrainingPlan`.
+
+    The other arguments are those of `forward`.
+    """
+    bounds = Bounds(d_bound, f_bound, g_bound, heads_bound, k_bound, v_bound)
+    weights = Weights(
+        qkv_weight, qkv_bias, qkv_gamma, qkv_beta, heads_weight, heads_bias, attention_gamma, attention_beta,
+        mlp_weight, mlp_bias, mlp_gamma, mlp_beta, gate_weight, gate_bias,
+    )  # fmt: skip
+    rows, same = tile_rows(batch, plan)
+    slot = tl.minimum(rows.slot, plan.N - 1)
+    if lengths is not None:
+        length = tl.load(lengths + rows.element)
+    before = memory + rows.memory * plan.D
+    for t in range(steps):
+        step = rows.element * steps + t
+        alive = None
+        if lengths is not None:
+            alive = t < length
+        reset = None
+        reset_rows = None
+        if resets is not None:
+            reset = tl.load(resets + step) != 0
+            if lengths is not None:
+                reset = reset & alive
+            reset_rows = reset_memory + rows.memory * plan.D
+        incoming = Memory(before, reset, reset_rows, rows.is_memory if plan.inputs_in_tile else None)
+        kept = kept_of(kind, wide, marks, tl.cast(t, tl.int64), total, rows, plan)
+        given = from_input(rows, t, steps, inputs, input_gates, mask, plan)
+        activate(rows, same, incoming, given, weights, kept, blocks_bound, layers_bound, bounds, plan)
+
+        last = blocks_bound - 1
+        gamma, beta = block_part(mlp_gamma, last, plan.D), block_part(mlp_beta, last, plan.D)
+        norm = kept_norm(kept, MLP, last, gamma, beta, plan)
+        candidate = kept.wide + last * plan.block_wide + plan.candidate_at
+        gates = kept.wide + plan.gates_at
+        after = out + (step * plan.N + slot) * plan.D
+        update(
+            rows, incoming, alive, candidate, norm, gates, given.gates, input_bias, forget_bias, after, bounds, plan,
+        )  # fmt: skip
+        before = after
+        tl.debug_barrier()

@@ -1,0 +1,73 @@
+"""What is committed of the compile matrix, and how it is read from assembly; `make matrix` compiles."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+if find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+from rmc_kernels.backends.triton import tiles
+from tests.assembly import Usage, amd
+from tests.compile_matrix import PAGE, RESULTS, jobs, load, page, save
+
+VERSIONS = ("3.7.1", "3.9.0")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_tile_was_compiled_for_every_target(version: str) -> None:
+    results = load()
+    missing = [str(job) for job in jobs(version) if job not in results]
+    assert not missing, missing
+
+
+def test_every_tile_fits_and_spills_in_no_inner_loop() -> None:
+    for job, compiled in load().items():
+        assert compiled.usage.inner == 0, str(job)
+        assert compiled.usage.shared <= tiles.SHARED_MEMORY[job.target], str(job)
+        assert compiled.usage.mma or (job.kind == "float32" and not job.target.startswith("gfx")), str(job)
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    assert PAGE.read_text() == page(load()), "`make matrix` writes it"
+
+
+def test_results_are_kept_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load()
+    path = tmp_path / "results.json"
+    monkeypatch.setattr("tests.compile_matrix.RESULTS", path)
+    stale = next(iter(before))
+    save(before | {replace(stale, width=stale.width + 1): before[stale]})
+    assert load() == before, "a tile that the table does not have is dropped"
+    assert path.read_text() == RESULTS.read_text()
+
+
+#: Time, blocks, then a loop with a product; a spill in each, and one outside.
+ASSEMBLY = """
+\t.text
+\tscratch_store_dword off, v1, s0
+.LBB0_1:
+\tscratch_load_dword v1, off, s0
+.LBB0_2:
+\tscratch_load_dword v2, off, s0
+.LBB0_3:
+\tv_mfma_f32_16x16x16_bf16 a[0:3], v[0:1], v[2:3], a[0:3]
+\tscratch_load_dwordx2 v[3:4], off, s0
+\ts_barrier
+\ts_cbranch_scc1 .LBB0_3
+; %bb.4:
+\ts_cbranch_vccnz .LBB0_2
+\ts_cbranch_scc0 .LBB0_5
+\ts_branch .LBB0_1
+.LBB0_5:
+\ts_endpgm
+    .vgpr_count:     250
+"""
+
+
+def test_spills_are_told_from_those_of_inner_loops() -> None:
+    assert amd(ASSEMBLY, 1024) == Usage(registers=250, spills=4, inner=1, shared=1024, mma=1, barriers=1)
