@@ -1,12 +1,10 @@
-"""The Triton kernels compiled, without a GPU: tiles of the table for their targets, and PTX run by a simulator."""
+"""The Triton kernels compiled, without a GPU: tiles of the table for their targets, and what a launch promises."""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,17 +17,14 @@ if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None or t
 import triton
 
 from rmc_kernels import CellSpec, backends
-from rmc_kernels.backends.reference import unroll
 from rmc_kernels.backends.triton import tiles
 from rmc_kernels.backends.triton.tiles import TABLE, Tile
-from rmc_kernels.verify import criterion
 from tests.cases import SPECS, draw
 from tests.compile_matrix import compile_job, jobs
-from tests.offline import Launch, offline
+from tests.offline import offline
+from tests.training_matrix import KERNELS, compile_training
 
 TRITON = backends.BACKENDS["triton"]
-#: The PTX simulator, beside the project.
-SIMULATOR = Path(os.environ.get("RMC_SHARED", Path(__file__).parents[2] / "shared")) / "tools" / "ptxsim"
 
 
 def test_without_a_device_the_reason_is_given() -> None:
@@ -88,6 +83,35 @@ def test_entries_compile_without_spills(number: int, target: str, name: str | No
     assert found.shared <= tiles.SHARED_MEMORY[target]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number, target, name", [(1, "sm_80", "sonnet"), (9, "sm_90", "matrix-blocks"), (12, "sm_80", "textbook")]
+)
+def test_the_kernels_that_train_compile_without_spills(number: int, target: str, name: str) -> None:
+    """In their loops; `make matrix` compiles all."""
+    for kernel in KERNELS:
+        found = compile_training(TABLE[number], target, kernel, SPECS[name])
+        assert found.inner == 0, kernel
+        assert found.shared <= tiles.SHARED_MEMORY[target]
+
+
+@pytest.mark.slow
+def test_one_compilation_of_the_backward_pass_serves_every_batch_and_length() -> None:
+    found = []
+    for batch, steps in ((1, 1), (2, 16), (17, 3)):
+        case = draw(SPECS["sonnet"], ("lengths", "resets"), batch=batch, steps=steps, dtype=torch.float32)
+        call = case.call()
+        with offline("sm_80") as launches, _Operators() as operators:
+            memories, activations = TRITON.forward(case.spec, call, False)
+            needs = [True] * (3 + len(call.params))
+            TRITON.backward(case.spec, call, memories, activations, torch.zeros_like(memories), needs)
+        names = ("recompute", "backward")
+        found.append([(each.name, each.metadata.hash) for each in launches if each.name in names])
+        assert not re.search("_local_scalar_dense|nonzero|equal|item", " ".join(operators.names))
+    assert found[0] == found[1] == found[2]
+    assert [name for name, _ in found[0]] == ["recompute", "backward"]
+
+
 # -- launches ----------------------------------------------------------------------------------------------------------
 
 
@@ -114,37 +138,3 @@ def test_one_compilation_serves_every_batch_and_length_without_waiting_for_the_d
     assert len(set(found)) == 1
     assert found[0][0] == "forward"
     assert found[0][2] == 4
-
-
-# -- compiled code, run ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not SIMULATOR.exists(), reason=f"no simulator in {SIMULATOR}")
-@pytest.mark.parametrize(
-    "name, dtype, schedule",
-    [("sonnet", "float32", "warp"), ("matrix-blocks", "bfloat16", "lockstep"), ("textbook", "bfloat16", "warp")],
-)
-def test_compiled_code_is_right_and_free_of_races(
-    name: str, dtype: str, schedule: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(SIMULATOR))
-    import ptxsim
-
-    races = []
-
-    def run(launch: Launch) -> None:
-        simulation = ptxsim.run_ptx(
-            None, launch.grid, list(launch.arguments), launch.metadata.num_warps, launch.metadata.shared,
-            schedule, 0, True, mod=ptxsim.Module(launch.file("ptx").read_text()),
-        )  # fmt: skip
-        races.extend(simulation.races)
-
-    options = ("lengths", "resets")
-    case = draw(SPECS[name], options, batch=17, steps=3, dtype=getattr(torch, dtype))
-    with offline("sm_80", run):
-        memories = TRITON.forward(case.spec, case.call(), False)[0]
-    assert not races
-    exact, eager = unroll(case.spec, case.to(torch.float64).call())[0], unroll(case.spec, case.call())[0]
-    found = criterion(memories, eager, exact)
-    assert found.ok, str(found)
-    sys.modules.pop("ptxsim")

@@ -1,0 +1,351 @@
+"""Each instruction of `tests.ptxsim` on hand-written PTX, against Python's integers, torch and the PTX ISA."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ptxsim import Program, Unsupported, launch
+
+THREADS = 32
+MASK = 2**32 - 1
+TEMPLATE = """.version 8.7
+.extern .shared .align 16 .b8 global_smem[];
+.visible .entry k(
+ .param .u64 a, .param .u64 b, .param .u64 c, .param .u64 d
+)
+.reqntid 32
+{
+ .reg .b32 %r<20>; .reg .b64 %rd<20>; .reg .pred %p<9>; .reg .b16 %rs<9>;
+ ld.param.b64 %rd1, [a]; ld.param.b64 %rd2, [b]; ld.param.b64 %rd3, [c]; ld.param.b64 %rd4, [d];
+ mov.u32 %r1, %tid.x; mul.wide.u32 %rd5, %r1, 4;
+ add.s64 %rd1, %rd1, %rd5; add.s64 %rd2, %rd2, %rd5; add.s64 %rd3, %rd3, %rd5; add.s64 %rd4, %rd4, %rd5;
+ ld.global.b32 %r2, [%rd1]; ld.global.b32 %r3, [%rd2]; ld.global.b32 %r4, [%rd3];
+BODY
+ st.global.b32 [%rd4], %r5;
+ ret;
+}
+"""
+
+
+def run(body: str, *inputs: Tensor) -> list[int]:
+    """What %r5 holds in each thread after `body`, as unsigned; %r2 to %r4 hold the inputs [32] int32."""
+    given = [*inputs, *[torch.zeros(THREADS, dtype=torch.int32)] * (3 - len(inputs))]
+    out = torch.zeros(THREADS, dtype=torch.int32)
+    report = launch(Program(TEMPLATE.replace("BODY", body)), (1, 1, 1), [*given, out], warps=1)
+    assert not report.races
+    return [value & MASK for value in out.tolist()]
+
+
+def numbers(seed: int) -> list[int]:
+    """32-bit numbers, those at the edges among them."""
+    chance = random.Random(seed)
+    edges = [0, 1, 2, 5, 31, 32, 33, 0x7FFFFFFF, 0x80000000, MASK]
+    return [chance.choice([*edges, chance.getrandbits(32), chance.getrandbits(8)]) for _ in range(THREADS)]
+
+
+def tensor(values: Sequence[int]) -> Tensor:
+    return torch.from_numpy(np.array(values, np.uint32).view(np.int32))
+
+
+def signed(value: int) -> int:
+    return value - 2**32 if value >> 31 else value
+
+
+def permuted(a: int, b: int, selector: int) -> int:
+    """prmt."""
+    found = 0
+    for i in range(4):
+        nibble = selector >> 4 * i & 15
+        byte = (b << 32 | a) >> 8 * (nibble & 7) & 255
+        found |= ((255 if byte & 128 else 0) if nibble & 8 else byte) << 8 * i
+    return found
+
+
+@pytest.mark.parametrize(
+    "body, expected",
+    [
+        ("add.s32 %r5,%r2,%r3;", lambda a, b, c: a + b),
+        ("sub.s32 %r5,%r2,%r3;", lambda a, b, c: a - b),
+        ("mul.lo.s32 %r5,%r2,%r3;", lambda a, b, c: a * b),
+        ("mad.lo.s32 %r5,%r2,%r3,%r4;", lambda a, b, c: a * b + c),
+        ("min.s32 %r5,%r2,%r3;", lambda a, b, c: min(signed(a), signed(b))),
+        ("max.u32 %r5,%r2,%r3;", lambda a, b, c: max(a, b)),
+        ("neg.s32 %r5,%r2;", lambda a, b, c: -a),
+        ("not.b32 %r5,%r2;", lambda a, b, c: ~a),
+        ("xor.b32 %r5,%r2,-2;", lambda a, b, c: a ^ -2),
+        ("shl.b32 %r5,%r2,%r3;", lambda a, b, c: a << b if b < 32 else 0),
+        ("shr.u32 %r5,%r2,%r3;", lambda a, b, c: a >> b if b < 32 else 0),
+        ("shr.s32 %r5,%r2,%r3;", lambda a, b, c: signed(a) >> min(b, 31)),
+        ("bfe.u32 %r5,%r2,%r3,7;", lambda a, b, c: a >> (b & 255) & 127),
+        ("bfe.s32 %r5,%r2,3,5;", lambda a, b, c: ((a >> 3 & 31) ^ 16) - 16),
+        ("prmt.b32 %r5,%r2,%r3,%r4;", permuted),
+        ("mul.wide.s32 %rd6,%r2,%r3; shr.u64 %rd6,%rd6,32; cvt.u32.u64 %r5,%rd6;",
+         lambda a, b, c: signed(a) * signed(b) >> 32),
+        ("mad.wide.s32 %rd6,%r2,%r3,4294967296; shr.u64 %rd6,%rd6,32; cvt.u32.u64 %r5,%rd6;",
+         lambda a, b, c: (signed(a) * signed(b) >> 32) + 1),
+        ("cvt.s64.s32 %rd6,%r2; shr.s64 %rd6,%rd6,40; cvt.u32.u64 %r5,%rd6;", lambda a, b, c: signed(a) >> 40),
+        ("mov.b32 {%rs1,%rs2},%r2; mov.b32 %r5,{%rs2,%rs1};", lambda a, b, c: a >> 16 | (a & 0xFFFF) << 16),
+        ("cvt.u16.u32 %rs1,%r2; cvt.s32.s16 %r5,%rs1;", lambda a, b, c: (a & 0xFFFF) - (a & 0x8000) * 2),
+        ("setp.lt.s32 %p1,%r2,%r3; selp.b32 %r5,%r2,%r3,%p1;", lambda a, b, c: min(signed(a), signed(b))),
+        ("setp.lt.u32 %p1|%p2,%r2,%r3; selp.b32 %r5,%r2,%r3,%p2;", max),
+        ("setp.ne.b32 %p1,%r4,0; setp.lt.and.u32 %p2|%p3,%r2,%r3,%p1; selp.b32 %r5,2,0,%p2; @%p3 or.b32 %r5,%r5,1;",
+         lambda a, b, c: 0 if c == 0 else 2 if a < b else 1),
+        ("setp.lt.u32 %p1,%r2,%r3; mov.b32 %r5,7; @!%p1 mov.b32 %r5,%r2;", lambda a, b, c: 7 if a < b else a),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", range(3))
+def test_integers(body: str, expected: Callable[..., int], seed: int) -> None:
+    a, b, c = (numbers(3 * seed + i) for i in range(3))
+    if expected is max:  # of two
+        assert run(body, tensor(a), tensor(b), tensor(c)) == [max(x, y) for x, y in zip(a, b, strict=True)]
+        return
+    wanted = [expected(x, y, z) & MASK for x, y, z in zip(a, b, c, strict=True)]
+    assert run(body, tensor(a), tensor(b), tensor(c)) == wanted
+
+
+@pytest.mark.parametrize(
+    "body, source",
+    [
+        ("shfl.sync.bfly.b32 %r5,%r2,16,31,-1;", lambda i, b: i ^ 16),
+        ("shfl.sync.idx.b32 %r5,%r2,7,31,-1;", lambda i, b: 7),
+        ("shfl.sync.idx.b32 %r5,%r2,%r3,31,-1;", lambda i, b: b % 32),
+    ],
+)
+def test_shuffles(body: str, source: Callable[[int, int], int]) -> None:
+    a, b = numbers(1), numbers(2)
+    assert run(body, tensor(a), tensor(b)) == [a[source(i, b[i])] for i in range(THREADS)]
+
+
+# -- floating point ----------------------------------------------------------------------------------------------------
+
+X = torch.tensor(
+    [0.0, -0.0, 1.0, -1.5, math.inf, -math.inf, math.nan, 1e-40, 3.4e38, 65504.0, 65520.0, 1e-8, 0.5, 1.5, 2.5, -2.5]
+    + [random.Random(i).gauss(0, 100) for i in range(16)]
+)
+Y = X.roll(5)
+
+
+def as_floats(values: list[int]) -> Tensor:
+    return torch.from_numpy(np.array(values, np.uint32).view(np.float32))
+
+
+@pytest.mark.parametrize(
+    "body, expected",
+    [
+        ("add.f32 %r5,%r2,%r3;", X + Y),
+        ("sub.rn.f32 %r5,%r2,%r3;", X - Y),
+        ("mul.rn.f32 %r5,%r2,%r3;", X * Y),
+        ("div.full.f32 %r5,%r2,%r3;", X / Y),
+        ("fma.rn.f32 %r5,%r2,%r3,%r4;", (X.double() * Y.double() + Y.double()).float()),
+        ("max.f32 %r5,%r2,%r3;", torch.fmax(X, Y)),
+        ("max.NaN.f32 %r5,%r2,%r3;", torch.maximum(X, Y)),
+        ("min.f32 %r5,%r2,%r3;", torch.fmin(X, Y)),
+        ("abs.f32 %r5,%r2;", X.abs()),
+        ("neg.f32 %r5,%r2;", -X),
+        ("ex2.approx.f32 %r5,%r2;", X.double().exp2().float()),
+        ("sqrt.approx.ftz.f32 %r5,%r2;", torch.where(X.abs() < 1e-38, 0.0 * X, X).sqrt()),
+        ("cvt.rmi.f32.f32 %r5,%r2;", X.floor()),
+        ("cvt.rn.bf16x2.f32 %r5,%r2,%r3; and.b32 %r5,%r5,0xffff0000;", X.bfloat16().float()),
+        ("cvt.rn.bf16x2.f32 %r5,%r2,%r3; shl.b32 %r5,%r5,16;", Y.bfloat16().float()),
+        ("cvt.rn.f16.f32 %rs1,%r2; cvt.f32.f16 %r5,%rs1;", X.half().float()),
+        ("cvt.rn.bf16.f32 %rs1,%r2; cvt.f32.bf16 %r5,%rs1;", X.bfloat16().float()),
+        ("add.f32 %r5,%r2,0f3F800000;", X + 1),
+    ],
+)
+def test_floats(body: str, expected: Tensor) -> None:
+    given = [X.view(torch.int32), Y.view(torch.int32), Y.view(torch.int32)]
+    found = as_floats(run(body, *given))
+    if "ex2" in body:  # numpy's own is within an ulp
+        torch.testing.assert_close(found, expected, rtol=2e-7, atol=2e-45, equal_nan=True)
+    else:
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind, dtype", [("f16x2", torch.float16), ("bf16x2", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "body, formula",
+    [
+        ("mul.KIND %r5,%r2,%r3;", lambda x, y: x * y),
+        ("add.KIND %r5,%r2,%r3;", lambda x, y: x + y),
+        ("max.NaN.KIND %r5,%r2,%r3;", torch.maximum),
+        ("abs.KIND %r5,%r2;", lambda x, y: x.abs()),
+    ],
+)
+def test_packed_halves(kind: str, dtype: torch.dtype, body: str, formula: Callable[..., Tensor]) -> None:
+    x, y = torch.stack([X, Y], 1).to(dtype), torch.stack([Y, X.roll(3)], 1).to(dtype)
+    found = tensor(run(body.replace("KIND", kind), x.view(torch.int32)[:, 0], y.view(torch.int32)[:, 0]))
+    expected = formula(x.float(), y.float()).to(dtype)
+    torch.testing.assert_close(found[:, None].view(dtype), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind, dtype", [("f16x2", torch.float16), ("bf16x2", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "comparison, formula",
+    [
+        ("ne", lambda x, y: x < y or x > y),
+        ("neu", lambda x, y: x != y),
+        ("lt", lambda x, y: x < y),
+        ("geu", lambda x, y: not x < y),
+    ],
+)
+def test_a_packed_comparison_gives_a_predicate_for_each_half(
+    kind: str, dtype: torch.dtype, comparison: str, formula: Callable[[float, float], bool]
+) -> None:
+    """PTX ISA, half precision comparison: p is the result of the low halves, q that of the high ones."""
+    thread = torch.arange(THREADS)
+    x = torch.stack([X, X.roll(1)], 1).to(dtype)
+    same = torch.stack([thread % 2 == 0, thread // 2 % 2 == 0], 1)
+    y = torch.where(same, x, torch.stack([Y, Y.roll(2)], 1).to(dtype))
+    body = f"setp.{comparison}.{kind} %p1|%p2,%r2,%r3; selp.b32 %r5,1,0,%p1; @%p2 or.b32 %r5,%r5,2;"
+    wanted = [
+        int(formula(a[0], b[0])) + 2 * int(formula(a[1], b[1])) for a, b in zip(x.tolist(), y.tolist(), strict=True)
+    ]
+    assert run(body, x.view(torch.int32)[:, 0], y.view(torch.int32)[:, 0]) == wanted
+    assert set(wanted) >= {1, 2}
+
+
+@pytest.mark.parametrize(
+    "comparison, formula",
+    [
+        ("eq", lambda a, b: a == b),
+        ("lt", lambda a, b: a < b),
+        ("ltu", lambda a, b: not a >= b),
+        ("ne", lambda a, b: a < b or a > b),
+        ("neu", lambda a, b: a != b),
+        ("equ", lambda a, b: not (a < b or a > b)),
+        ("nan", lambda a, b: math.isnan(a) or math.isnan(b)),
+        ("num", lambda a, b: not (math.isnan(a) or math.isnan(b))),
+    ],
+)
+def test_comparisons(comparison: str, formula: Callable[[float, float], bool]) -> None:
+    y = torch.where(torch.arange(THREADS) % 3 == 0, X, Y)
+    body = f"setp.{comparison}.f32 %p1,%r2,%r3; selp.b32 %r5,1,0,%p1;"
+    wanted = [int(formula(a, b)) for a, b in zip(X.tolist(), y.tolist(), strict=True)]
+    assert run(body, X.view(torch.int32), y.view(torch.int32)) == wanted
+
+
+def test_conversion_to_integers_saturates() -> None:
+    def saturated(x: float) -> int:
+        return 0 if math.isnan(x) else max(-(2**31), min(2**31 - 1, x if math.isinf(x) else math.trunc(x)))  # type: ignore[return-value]
+
+    found = run("cvt.rzi.s32.f32 %r5,%r2;", X.view(torch.int32))
+    assert [signed(value) for value in found] == [saturated(x) for x in X.tolist()]
+
+
+# -- matrices ----------------------------------------------------------------------------------------------------------
+
+
+def halves(values: Tensor) -> list[int]:
+    """The words of 16-bit values [n, 2]."""
+    return [value & MASK for value in values.contiguous().view(torch.int32)[:, 0].tolist()]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_ldmatrix_spreads_rows_over_the_warp(transposed: bool) -> None:
+    """PTX ISA: thread i has elements 2 (i % 4) and the next of row i / 4; the first 8 threads name rows."""
+    matrix = torch.arange(64, dtype=torch.int16).view(8, 8)
+    words = tensor(halves(matrix.view(32, 2)))
+    mode = ".trans" if transposed else ""
+    body = f"""
+ mov.b32 %r6, global_smem; shl.b32 %r7, %r1, 2; add.s32 %r8, %r6, %r7; st.shared.b32 [%r8], %r2; bar.sync 0;
+ and.b32 %r9, %r1, 7; shl.b32 %r9, %r9, 4; add.s32 %r9, %r6, %r9;
+ ldmatrix.sync.aligned.m8n8.x1{mode}.shared.b16 {{%r5}}, [%r9];"""
+    out = torch.zeros(THREADS, dtype=torch.int32)
+    launch(Program(TEMPLATE.replace("BODY", body)), (1, 1, 1), [words, words, words, out], warps=1, shared=128)
+    wanted = (matrix.T if transposed else matrix).contiguous().view(32, 2)
+    assert [value & MASK for value in out.tolist()] == halves(wanted)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_stmatrix_undoes_ldmatrix(transposed: bool) -> None:
+    words = tensor(numbers(4))
+    mode = ".trans" if transposed else ""
+    body = f"""
+ mov.b32 %r6, global_smem; and.b32 %r9, %r1, 7; shl.b32 %r9, %r9, 4; add.s32 %r9, %r6, %r9;
+ stmatrix.sync.aligned.m8n8.x1{mode}.shared.b16 [%r9], {{%r2}}; bar.sync 0;
+ ldmatrix.sync.aligned.m8n8.x1{mode}.shared.b16 {{%r5}}, [%r9];"""
+    out = torch.zeros(THREADS, dtype=torch.int32)
+    launch(Program(TEMPLATE.replace("BODY", body)), (1, 1, 1), [words, words, words, out], warps=1, shared=128)
+    assert torch.equal(out, words)
+
+
+@pytest.mark.parametrize("kind, dtype", [("f16", torch.float16), ("bf16", torch.bfloat16)])
+def test_mma(kind: str, dtype: torch.dtype) -> None:
+    """m16n8k16, one register of the result after the other; places as the PTX ISA draws them."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(16, 16, generator=generator).to(dtype)
+    b = torch.randn(16, 8, generator=generator).to(dtype)
+    lane = torch.arange(32)
+    group, within = lane // 4, lane % 4
+    pair = torch.arange(2)
+
+    def left(register: int) -> Tensor:
+        rows, columns = group + 8 * (register % 2), 2 * within + 8 * (register // 2)
+        return tensor(halves(a[rows[:, None], columns[:, None] + pair]))
+
+    def right(register: int) -> Tensor:
+        return tensor(halves(b[2 * within[:, None] + 8 * register + pair, group[:, None]]))
+
+    registers = [*map(left, range(4)), *map(right, range(2))]
+    loads = "".join(f" ld.global.b32 %r{10 + i}, [%rd1 + {128 * i}];\n" for i in range(6))
+    product = a.double() @ b.double()
+    for register in range(4):
+        moved = f" mov.b32 %r5, %r{6 + register};"
+        body = f"""{loads} mov.b32 %r6, 0; mov.b32 %r7, 0; mov.b32 %r8, 0; mov.b32 %r9, 0;
+ mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {{%r6, %r7, %r8, %r9}},
+  {{%r10, %r11, %r12, %r13}}, {{%r14, %r15}}, {{%r6, %r7, %r8, %r9}};
+{moved}"""
+        found = as_floats(run(body, torch.cat(registers)))
+        expected = product[group + 8 * (register // 2), 2 * within + register % 2]
+        torch.testing.assert_close(found, expected.float(), rtol=0, atol=0)
+
+
+# -- control flow ------------------------------------------------------------------------------------------------------
+
+
+def test_threads_diverge_and_meet_again() -> None:
+    body = """ mov.b32 %r5,0; and.b32 %r6,%r1,7;
+$L1:
+ add.s32 %r5,%r5,%r6; sub.s32 %r6,%r6,1; setp.gt.s32 %p1,%r6,0; @%p1 bra $L1;
+ setp.gt.u32 %p2,%r1,20; @%p2 bra $L2; add.s32 %r5,%r5,1000;
+$L2:
+ shfl.sync.bfly.b32 %r5,%r5,0,31,-1;"""
+    counts = [i % 8 * (i % 8 + 1) // 2 for i in range(THREADS)]
+    assert run(body) == [count + 1000 * (i <= 20) for i, count in enumerate(counts)]
+
+
+def test_threads_that_return_early_store_nothing() -> None:
+    out = run(" mov.b32 %r5, 9; setp.lt.u32 %p1, %r1, 10; @%p1 ret;")
+    assert out == [0] * 10 + [9] * 22
+
+
+def test_a_guarded_load_of_nowhere_is_not_made() -> None:
+    assert (
+        run(" mov.b32 %r5, 3; mov.b64 %rd7, 0; setp.gt.u32 %p1, %r1, 99; @%p1 ld.global.b32 %r5, [%rd7];") == [3] * 32
+    )
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "atom.global.add.u32 %r5, [%rd1], 1;",
+        "wgmma.fence.sync.aligned;",
+        "cp.async.bulk.commit_group;",
+        "ld.local.b32 %r5, [%r1];",
+        "add.rz.f32 %r5, %r2, %r3;",
+        "shfl.sync.up.b32 %r5,%r2,3,0,-1;",
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r5}, {%r2}, {%r3}, {%r4};",
+    ],
+)
+def test_what_is_not_known_is_refused_before_anything_runs(statement: str) -> None:
+    with pytest.raises(Unsupported) as raised:
+        Program(TEMPLATE.replace("BODY", f" .loc 1 7 3 // kernel.py:7:3\n {statement}"))
+    assert statement.rstrip(";") in str(raised.value)
+    assert "kernel.py:7:3" in str(raised.value)
