@@ -180,15 +180,20 @@ the entry's widest D (where it has no bound 512, in float32 128), with lengths a
   but those over time and over blocks.
 * Shared: bytes of shared memory of a program. Products: tensor-core instructions; float32 has none on NVIDIA's targets.
 * Barriers: most are the compiler's own, between two layouts.
-* A figure that differs between triton versions is given for each: {versions}.
+* A figure that differs between triton versions is given for each.
+* Compiled so far: {done}.
 """
-_COLUMNS = ("registers", "spilled", "of them inner", "shared", "products", "barriers")
+_COLUMNS = ("triton", "registers", "spilled", "of them inner", "shared", "products", "barriers")
 
 
 def page(results: Results) -> str:
     """docs/compile-matrix.md from the results for the tiles that the table has."""
     versions = sorted({job.triton for job in results})
-    parts = [_INTRODUCTION.format(versions=" / ".join(versions))]
+    every = {version: list(jobs(version)) for version in versions}
+    counts = [
+        f"{len(results.keys() & known)} of {len(known)} with triton {version}" for version, known in every.items()
+    ]
+    parts = [_INTRODUCTION.format(done=", ".join(counts))]
     for entry in TABLE:
         tile = entry.tile
         bound = "any wider D" if entry.width == tiles.ANY else f"D up to {entry.width}"
@@ -202,15 +207,16 @@ def page(results: Results) -> str:
         for target in TARGETS:
             for kind in kinds(entry, target):
                 wanted = [Job(version, kind, width(entry), entry.tile_on(target), target) for version in versions]
-                found = [results[job].usage for job in wanted if job in results]
+                found = {job.triton: results[job].usage for job in wanted if job in results}
+                cells = [", ".join(found) or "not yet", *map(_together, zip(*found.values(), strict=True))]
                 name = f"{target}, TF32" if kind == "tf32" else target
-                parts.append(f"| {name} | {' | '.join(map(_together, zip(*found, strict=True)))} |\n")
+                parts.append(f"| {' | '.join([name, *cells])} |\n")
     return "".join(parts)
 
 
 def _together(figures: tuple[int, ...]) -> str:
     """One figure where the versions agree, all of them otherwise."""
-    return " / ".join(map(str, figures)) if len(set(figures)) > 1 else str(figures[0])
+    return str(figures[0]) if len(set(figures)) == 1 else " / ".join(map(str, figures))
 
 
 def main() -> int:
