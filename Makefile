@@ -28,7 +28,7 @@ CMAKE := $(VENV)/bin/cmake
 CXX_BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CMAKE) -S . -G Ninja
 SAY = @printf '\033[1m==> %s\033[0m\n'
 
-.PHONY: demo test interpret matrix lint compatibility bench gpu sanitize wheel clean setup site
+.PHONY: demo test interpret simulate mutate matrix lint compatibility bench gpu sanitize wheel clean setup site
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -46,6 +46,14 @@ test: setup
 interpret: setup
 	$(SAY) "every test of the Triton kernels under the strict interpreter"
 	TRITON_INTERPRET=1 $(PY) -m pytest -q -k triton -m "slow or not slow"
+
+simulate: setup
+	$(SAY) "every Triton kernel compiled, and its PTX run by the simulator"
+	$(PY) -m pytest -q tests/test_triton_simulated.py -m "simulate or not simulate"
+
+mutate: setup
+	$(SAY) "every mutant of every backend"
+	$(PY) -m tests.mutation
 
 # What is known of the present sources is not compiled again. The table is measured with both triton versions.
 matrix: setup

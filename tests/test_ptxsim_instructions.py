@@ -136,6 +136,11 @@ def as_floats(values: list[int]) -> Tensor:
     return torch.from_numpy(np.array(values, np.uint32).view(np.float32))
 
 
+def rounded_to_tf32(x: Tensor) -> Tensor:
+    """To 10 mantissa bits, ties away from zero."""
+    return ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32).where(x.isfinite(), x)
+
+
 @pytest.mark.parametrize(
     "body, expected",
     [
@@ -157,6 +162,7 @@ def as_floats(values: list[int]) -> Tensor:
         ("cvt.rn.f16.f32 %rs1,%r2; cvt.f32.f16 %r5,%rs1;", X.half().float()),
         ("cvt.rn.bf16.f32 %rs1,%r2; cvt.f32.bf16 %r5,%rs1;", X.bfloat16().float()),
         ("add.f32 %r5,%r2,0f3F800000;", X + 1),
+        ("cvt.rna.tf32.f32 %r5,%r2;", rounded_to_tf32(X)),
     ],
 )
 def test_floats(body: str, expected: Tensor) -> None:
@@ -307,6 +313,24 @@ def test_mma(kind: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(found, expected.float(), rtol=0, atol=0)
 
 
+def test_mma_of_tf32() -> None:
+    """m16n8k8; the last 13 bits of the operands do not count."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(16, 8, generator=generator), torch.randn(8, 8, generator=generator)
+    lane = torch.arange(32)
+    group, within = lane // 4, lane % 4
+    left = [a[group + 8 * (i % 2), within + 4 * (i // 2)] for i in range(4)]
+    right = [b[within + 4 * i, group] for i in range(2)]
+    loads = "".join(f" ld.global.b32 %r{10 + i}, [%rd1 + {128 * i}];\n" for i in range(6))
+    body = f"""{loads} mov.b32 %r6, 0f3F800000; mov.b32 %r7, 0; mov.b32 %r8, 0; mov.b32 %r9, 0;
+ mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {{%r6, %r7, %r8, %r9}},
+  {{%r10, %r11, %r12, %r13}}, {{%r14, %r15}}, {{%r6, %r7, %r8, %r9}};
+ mov.b32 %r5, %r6;"""
+    found = as_floats(run(body, torch.cat([*left, *right]).view(torch.int32)))
+    a, b = ((x.view(torch.int32) & -0x2000).view(torch.float32).double() for x in (a, b))
+    torch.testing.assert_close(found, (1 + a @ b)[group, 2 * within].float(), rtol=0, atol=0)
+
+
 # -- control flow ------------------------------------------------------------------------------------------------------
 
 
@@ -339,6 +363,8 @@ def test_a_guarded_load_of_nowhere_is_not_made() -> None:
         "wgmma.fence.sync.aligned;",
         "cp.async.bulk.commit_group;",
         "ld.local.b32 %r5, [%r1];",
+        "ld.global.s16 %r5, [%rd1];",
+        "@%p1 setp.lt.s32 %p1|%p2, %r2, %r3;",
         "add.rz.f32 %r5, %r2, %r3;",
         "shfl.sync.up.b32 %r5,%r2,3,0,-1;",
         "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r5}, {%r2}, {%r3}, {%r4};",

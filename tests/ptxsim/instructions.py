@@ -129,12 +129,14 @@ def _compare(block: Translator, instruction: Instruction) -> None:
     if combined:
         (boolean,) = (part for part in rest if part in _BOOLEAN)
         results = [f"{result} {_BOOLEAN[boolean]} {block.predicate(combined[0])}" for result in results]
-    names = destinations.split("|")
-    if len(names) == 2:  # one may be an operand of the comparison's other half: compute both, then write
+    names = [name.strip() for name in destinations.split("|")]
+    if instruction.guard in names:
+        raise Unsupported("a guard that is written")
+    if len(names) == 2:  # p may be what q is combined with: both first, then the writes
         block.statements.append(f"found = ({results[0]}, {results[1]})")
         results = ["found[0]", "found[1]"]
     for name, result in zip(names, results, strict=False):
-        block.write(name.strip(), result, "pred")
+        block.write(name, result, "pred")
 
 
 def _select(block: Translator, instruction: Instruction) -> None:

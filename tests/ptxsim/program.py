@@ -94,7 +94,7 @@ class Program:
     def _successors(self, index: int) -> list[int]:
         block = self.blocks[index]
         found = [] if block.target is None else [block.target]
-        leaves = block.end is not None and block.end.opcode != "bar" and block.end.guard is None
+        leaves = block.end is not None and not block.end.is_barrier and block.end.guard is None
         if index + 1 < len(self.blocks) and not leaves:
             found.append(index + 1)
         return found

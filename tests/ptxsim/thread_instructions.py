@@ -27,6 +27,8 @@ def _access(instruction: Instruction) -> tuple[str, str, int]:
     """Address space, element type as bits, elements."""
     space = _space(instruction)
     (type_,) = instruction.types
+    if type_ in ("s8", "s16"):
+        raise Unsupported("an access that extends the sign")
     elements = 1
     for modifier in instruction.modifiers:
         if re.fullmatch("v[24]", modifier):
@@ -46,9 +48,8 @@ def _load(block: Translator, instruction: Instruction) -> None:
         block.write(destinations[0], f"U.parameter({name!r}, np.{UNSIGNED[BITS[type_]]})", f"b{BITS[type_]}")
         return
     arguments = [block.address(source, _WIDTH[space]), str(BITS[type_] // 8), str(elements), block.mask()]
-    # An element of a type without a sign is extended with zeros where the register is wider.
-    stored = type_ if type_ in ("s8", "s16", "s32") else f"b{BITS[type_]}"
-    block.call(f"machine.{space}_memory.load", ["U", *arguments, block.site], [(name, stored) for name in destinations])
+    results = [(name, f"b{BITS[type_]}") for name in destinations]
+    block.call(f"machine.{space}_memory.load", ["U", *arguments, block.site], results)
 
 
 def _store(block: Translator, instruction: Instruction) -> None:
