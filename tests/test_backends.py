@@ -54,9 +54,13 @@ def _gradients(case: Case, memories: Tensor) -> dict[str, Tensor]:
 
 
 def _marks(found: Any) -> list[pytest.MarkDecorator]:
-    """Dozens of interpreted runs a case: `make interpret` has all, `make test` one of them."""
-    interpreted = found.values[:2] == ("triton", "cpu")
-    return [pytest.mark.slow] if interpreted and found.values[2:] != ("float32", "textbook") else []
+    """Slow where Triton interprets: `make interpret` has all, `make test` a sample in `test_triton_backward.py`."""
+    return [pytest.mark.slow] if found.values[:2] == ("triton", "cpu") else []
+
+
+def _interpreted_slow(serving: list[Any]) -> list[Any]:
+    """The same with `_marks`, for tests that take many launches."""
+    return [pytest.param(*found.values, id=found.id, marks=_marks(found)) for found in serving]
 
 
 def _parity_cases() -> list[Any]:
@@ -139,7 +143,7 @@ def test_chunks_equal_the_whole_bit_for_bit(backend: str, device: str, dtype: st
 
 
 @pytest.mark.parametrize("batch, steps", [(0, 3), (2, 0), (1, 1), (1, 2)])
-@pytest.mark.parametrize("backend, device, dtype, name", _served(FLOAT32, cases.VARIANTS))
+@pytest.mark.parametrize("backend, device, dtype, name", _interpreted_slow(_served(FLOAT32, cases.VARIANTS)))
 def test_empty_and_single(backend: str, device: str, dtype: str, name: str, batch: int, steps: int) -> None:
     case = draw(SPECS[name], ("lengths", "resets"), batch=batch, steps=steps, dtype=torch.float32, requires_grad=True)
     memories = case.through_function(backend)
@@ -150,7 +154,7 @@ def test_empty_and_single(backend: str, device: str, dtype: str, name: str, batc
         torch.testing.assert_close(value, expected[key], msg=key)
 
 
-@pytest.mark.parametrize("backend, device, dtype", FLOAT32)
+@pytest.mark.parametrize("backend, device, dtype", _interpreted_slow(FLOAT32))
 def test_repeats_bit_for_bit(backend: str, device: str, dtype: str) -> None:
     case = draw(SPECS["blocks"], ("lengths", "resets"), dtype=torch.float32, requires_grad=True)
     first = case.through_function(backend)
@@ -161,7 +165,7 @@ def test_repeats_bit_for_bit(backend: str, device: str, dtype: str) -> None:
         assert torch.equal(value, gradients[name]), name
 
 
-@pytest.mark.parametrize("backend, device, dtype", FLOAT32)
+@pytest.mark.parametrize("backend, device, dtype", _interpreted_slow(FLOAT32))
 def test_only_the_gradients_asked_for(backend: str, device: str, dtype: str) -> None:
     case = draw(SPECS["sonnet"], ("resets",), dtype=torch.float32, requires_grad=True)
     everything = _gradients(case, case.through_function(backend))

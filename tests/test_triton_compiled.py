@@ -22,6 +22,7 @@ from rmc_kernels.backends.triton.tiles import TABLE, Tile
 from tests.cases import SPECS, draw
 from tests.compile_matrix import compile_job, jobs
 from tests.offline import offline
+from tests.training_matrix import KERNELS, compile_training
 
 TRITON = backends.BACKENDS["triton"]
 
@@ -80,6 +81,35 @@ def test_entries_compile_without_spills(number: int, target: str, name: str | No
     found = compile_job(job, None if name is None else SPECS[name])
     assert found.inner == 0
     assert found.shared <= tiles.SHARED_MEMORY[target]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number, target, name", [(1, "sm_80", "sonnet"), (9, "sm_90", "matrix-blocks"), (12, "sm_80", "textbook")]
+)
+def test_the_kernels_that_train_compile_without_spills(number: int, target: str, name: str) -> None:
+    """In their loops; `make matrix` compiles all."""
+    for kernel in KERNELS:
+        found = compile_training(TABLE[number], target, kernel, SPECS[name])
+        assert found.inner == 0, kernel
+        assert found.shared <= tiles.SHARED_MEMORY[target]
+
+
+@pytest.mark.slow
+def test_one_compilation_of_the_backward_pass_serves_every_batch_and_length() -> None:
+    found = []
+    for batch, steps in ((1, 1), (2, 16), (17, 3)):
+        case = draw(SPECS["sonnet"], ("lengths", "resets"), batch=batch, steps=steps, dtype=torch.float32)
+        call = case.call()
+        with offline("sm_80") as launches, _Operators() as operators:
+            memories, activations = TRITON.forward(case.spec, call, False)
+            needs = [True] * (3 + len(call.params))
+            TRITON.backward(case.spec, call, memories, activations, torch.zeros_like(memories), needs)
+        names = ("recompute", "backward")
+        found.append([(each.name, each.metadata.hash) for each in launches if each.name in names])
+        assert not re.search("_local_scalar_dense|nonzero|equal|item", " ".join(operators.names))
+    assert found[0] == found[1] == found[2]
+    assert [name for name, _ in found[0]] == ["recompute", "backward"]
 
 
 # -- launches ----------------------------------------------------------------------------------------------------------

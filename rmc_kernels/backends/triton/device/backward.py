@@ -24,7 +24,6 @@ from rmc_kernels.backends.triton.device.phases import Bounds
 from rmc_kernels.backends.triton.device.step import (
     ATTENTION,
     MLP,
-    block_part,
     from_input,
     incoming_memory,
     kept_norm,
@@ -136,11 +135,11 @@ def backward(
         step_sums = sums + (here * tl.num_programs(0) + tl.program_id(0)) * plan.sums_width
         d_gates = step_work + plan.d_gates_at
         last = blocks_bound - 1
-        gamma, beta = block_part(mlp_gamma, last, D), block_part(mlp_beta, last, D)
         leave_gates(
             rows, incoming, alive, carry + (t + 1) % 2 * half, grad + (step * plan.N + slot) * D,
-            kept.wide + last * plan.block_wide + plan.candidate_at, kept_norm(kept, MLP, last, gamma, beta, plan),
-            kept.wide + plan.gates_at, given.gates, input_bias, forget_bias, outer, held, d_gates, bounds, plan,
+            kept.wide + last * plan.block_wide + plan.candidate_at,
+            kept_norm(kept, MLP, last, mlp_gamma, mlp_beta, D, plan), kept.wide + plan.gates_at, given.gates,
+            input_bias, forget_bias, outer, held, d_gates, bounds, plan,
         )  # fmt: skip
         tl.debug_barrier()
         for reverse in range(blocks_bound):
@@ -154,11 +153,10 @@ def backward(
 
             top: tl.constexpr = plan.layers - 1
             relu = hidden + top * D if plan.ends_in_relu else None
-            gamma, beta = block_part(mlp_gamma, block, D), block_part(mlp_beta, block, D)
-            norm = kept_norm(kept, MLP, block, gamma, beta, plan)
+            mlp_norm = kept_norm(kept, MLP, block, mlp_gamma, mlp_beta, D, plan)
             leave_mlp(
-                outer, z + plan.candidate_at, norm, relu, inner, d_mlp + top * D, block_sums + plan.mlp_sums_at, bounds,
-                plan,
+                outer, z + plan.candidate_at, mlp_norm, relu, inner, d_mlp + top * D, block_sums + plan.mlp_sums_at,
+                bounds, plan,
             )  # fmt: skip
             tl.debug_barrier()
             if plan.layers > 1:
@@ -172,12 +170,11 @@ def backward(
             product_back(d_mlp, mlp_back, D, bounds.D, inner, outer, bounds, plan)
             tl.debug_barrier()
 
-            gamma, beta = block_part(attention_gamma, block, D), block_part(attention_beta, block, D)
-            norm = kept_norm(kept, ATTENTION, block, gamma, beta, plan)
+            attention_norm = kept_norm(kept, ATTENTION, block, attention_gamma, attention_beta, D, plan)
             captured = z + plan.entered_at if plan.inputs_in_tile else incoming
             d_heads = block_work + plan.d_heads_at if plan.projection else None
             leave_attention(
-                operand, captured, outer, z, norm, inner, block_work, block_work + plan.mixed_at, d_heads,
+                operand, captured, outer, z, attention_norm, inner, block_work, block_work + plan.mixed_at, d_heads,
                 block_sums + plan.attention_sums_at, bounds, plan,
             )  # fmt: skip
             tl.debug_barrier()
@@ -194,8 +191,8 @@ def backward(
                 attended, same, given.factors, given.factors_outside, from_heads, d_normal, outside, bounds, plan,
             )  # fmt: skip
             tl.debug_barrier()
-            norm = (attended.mean, attended.rstd, attended.gamma, attended.beta)
-            leave_qkv(d_normal, attended.rows, norm, d_qkv, block_sums, bounds, plan)
+            qkv_norm = (attended.mean, attended.rstd, attended.gamma, attended.beta)
+            leave_qkv(d_normal, attended.rows, qkv_norm, d_qkv, block_sums, bounds, plan)
             tl.debug_barrier()
             product_back(
                 d_qkv, qkv_back + block * (plan.F * D), plan.F, bounds.F, inner if plan.residual else None, outer,

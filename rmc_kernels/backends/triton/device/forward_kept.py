@@ -12,7 +12,6 @@ from rmc_kernels.backends.triton.device.step import (
     MLP,
     Weights,
     activate,
-    block_part,
     from_input,
     kept_norm,
     kept_of,
@@ -98,8 +97,7 @@ def forward_kept(
         activate(rows, same, incoming, given, weights, kept, blocks_bound, layers_bound, bounds, plan)
 
         last = blocks_bound - 1
-        gamma, beta = block_part(mlp_gamma, last, plan.D), block_part(mlp_beta, last, plan.D)
-        norm = kept_norm(kept, MLP, last, gamma, beta, plan)
+        norm = kept_norm(kept, MLP, last, mlp_gamma, mlp_beta, plan.D, plan)
         candidate = kept.wide + last * plan.block_wide + plan.candidate_at
         gates = kept.wide + plan.gates_at
         after = out + (step * plan.N + slot) * plan.D

@@ -80,7 +80,7 @@ class FromInput(NamedTuple):
 
 
 @triton.jit
-def block_part(pointer, block, width):
+def _of_block(pointer, block, width):
     """The part of a stacked parameter that belongs to a block; None stays None."""
     if pointer is not None:
         pointer += block * width
@@ -149,15 +149,15 @@ def from_input(rows, t, steps, inputs, input_gates, mask, plan: tl.constexpr):
 
 
 @triton.jit
-def kept_norm(kept, which, block, gamma, beta, plan: tl.constexpr):
+def kept_norm(kept, which, block, gamma, beta, WIDTH: tl.constexpr, plan: tl.constexpr):
     """A norm of a block, see `normalise`, with the mean and rstd that were kept.
 
     Args:
         which: `QKV`, `ATTENTION` or `MLP`.
-        gamma, beta: of that block, or None.
+        gamma, beta: of all blocks, [blocks, WIDTH]; None without that norm.
     """
     at = kept.marks + (block * MARKS + which) * kept.total + tl.arange(0, plan.blocks.rows)
-    return tl.load(at), tl.load(at + kept.total), gamma, beta
+    return tl.load(at), tl.load(at + kept.total), _of_block(gamma, block, WIDTH), _of_block(beta, block, WIDTH)
 
 
 @triton.jit
@@ -171,8 +171,7 @@ def _keep(kept, which, block, mean, rstd, plan: tl.constexpr):
 def projected(kept, block, given, gamma, beta, plan: tl.constexpr):
     """The `Projected` of a block whose queries, keys and values are kept."""
     flaws = kept.marks + block * MARKS * kept.total
-    gamma, beta = block_part(gamma, block, plan.F), block_part(beta, block, plan.F)
-    mean, rstd, gamma, beta = kept_norm(kept, QKV, block, gamma, beta, plan)
+    mean, rstd, gamma, beta = kept_norm(kept, QKV, block, gamma, beta, plan.F, plan)
     outside = None if plan.inputs_in_tile else given.rows
     return Projected(kept.kind + block * plan.block_kind, flaws, mean, rstd, gamma, beta, outside)
 
@@ -203,10 +202,7 @@ def activate(
         if plan.inputs_in_tile:
             captured = z + plan.entered_at
             before = tl.maximum(block - 1, 0)
-            left = kept_norm(
-                kept, MLP, before, block_part(weights.mlp_gamma, before, D), block_part(weights.mlp_beta, before, D),
-                plan,
-            )  # fmt: skip
+            left = kept_norm(kept, MLP, before, weights.mlp_gamma, weights.mlp_beta, D, plan)
             enter_block(
                 memory, given.rows, rows.is_memory == 0, candidate - plan.block_wide, left, block == 0, captured,
                 bounds, plan,
@@ -239,8 +235,7 @@ def activate(
             _keep(kept, ATTENTION, block, mean, rstd, plan)
         tl.debug_barrier()
 
-        gamma, beta = block_part(weights.attention_gamma, block, D), block_part(weights.attention_beta, block, D)
-        norm = kept_norm(kept, ATTENTION, block, gamma, beta, plan)
+        norm = kept_norm(kept, ATTENTION, block, weights.attention_gamma, weights.attention_beta, D, plan)
         normal = (z, norm)
         if plan.layers > 1:
             hidden_layer(normal_rows, normal, weights.mlp_weight, weights.mlp_bias, hidden, bounds, plan)
