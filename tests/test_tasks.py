@@ -124,6 +124,46 @@ def test_impossible_sizes_are_refused(objects: int, dims: int, named: str) -> No
         NthFarthest(objects, dims)
 
 
+# -- the curriculum -----------------------------------------------------------------------------------------------
+
+
+def test_the_curriculum_grows_to_the_task() -> None:
+    assert NthFarthest(6, 5, "grow").stages == [(3, 1), (3, 2), (3, 4), (3, 5), (4, 5), (5, 5), (6, 5)]
+    assert NthFarthest(4, 1, "grow").stages == [(3, 1), (4, 1)]
+    assert NthFarthest(2, 1, "grow").stages == [(2, 1)]
+    assert NthFarthest(6, 5).stages == [(6, 5)]
+
+
+def test_a_stage_has_fewer_vectors_and_coordinates_in_inputs_of_full_size() -> None:
+    task = NthFarthest(5, 4, "grow")
+    inputs, targets = task.source(200, 0).next()
+    assert inputs.shape == (200, 3, task.input_size)
+    vectors, labels, n, m = torch.split(inputs, [4, 5, 5, 5], dim=-1)
+    assert vectors[..., 0].all()
+    assert not vectors[..., 1:].any()
+    for hot in (labels, n, m):
+        assert hot[..., :3].sum(-1).eq(1).all()
+    assert targets[:, -1].max() == 2
+    assert task.held_out(64, 100)[""][0].inputs.shape == (64, 5, task.input_size)
+
+
+def test_a_stage_ends_when_it_is_learnt_or_has_had_its_time() -> None:
+    source = NthFarthest(4, 2, "grow", patience=300).source(8, 0)
+    for _ in range(299):
+        source.heard(0.46)  # nothing learnt
+    assert source.stage == 0
+    source.heard(0.46)
+    assert source.stage == 1
+    learnt = 0
+    while source.stage == 1:
+        source.heard(0.1)
+        learnt += 1
+    assert 30 < learnt < 100
+    for _ in range(700):
+        source.heard(0.0)
+    assert source.stage == 2, "the last stage has no end"
+
+
 # -- the models ---------------------------------------------------------------------------------------------------
 
 

@@ -23,9 +23,6 @@ class Preset:
     training: TrainingConfig
 
 
-#: Word and character models alike; the paper's is of WikiText-103.
-_LANGUAGE = ModelConfig(slots=2, heads=4, head_size=32, embedding=64, head="tied", dropout=0.1)
-
 PRESETS: Mapping[str, Mapping[str, Preset]] = {
     "nth-farthest": {
         "small": Preset(
@@ -52,7 +49,7 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             ProgramEvaluation(digits=2, nesting=1, length=5),
             ModelConfig(slots=4, heads=4, head_size=16, embedding=32, readout_layers=1, readout_width=128),
             TrainingConfig(
-                updates=3000, batch_size=48, learning_rate=2e-3, schedule="cosine", evaluate_every=250,
+                updates=1500, batch_size=48, learning_rate=2e-3, schedule="cosine", evaluate_every=250,
                 evaluation_examples=600,
             ),
         ),
@@ -67,18 +64,18 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             Babi(),
             ModelConfig(slots=4, heads=4, head_size=16, embedding=64, readout_layers=1, readout_width=64, dropout=0.1),
             TrainingConfig(
-                updates=2000, batch_size=32, learning_rate=1e-3, schedule="cosine", evaluate_every=200,
+                updates=1500, batch_size=32, learning_rate=1e-3, schedule="cosine", evaluate_every=500,
                 evaluation_examples=20_000,
             ),
         ),
     },
     "lm": {
         "small": Preset(
-            LanguageModelling(),
-            _LANGUAGE,
+            LanguageModelling(most_words=2000),
+            ModelConfig(slots=2, heads=4, head_size=32, embedding=64, head="tied", dropout=0.1),
             TrainingConfig(
-                updates=1000, batch_size=20, learning_rate=2e-3, schedule="cosine", warmup_updates=50, clip_norm=0.5,
-                evaluate_every=250, evaluation_examples=1000,
+                updates=600, batch_size=20, learning_rate=2e-3, schedule="cosine", warmup_updates=50, clip_norm=0.5,
+                evaluate_every=200, evaluation_examples=1000,
             ),
         ),
         "paper": Preset(

@@ -48,7 +48,13 @@ def join(tokens: list[str], level: Level) -> str:
     """The text of tokens, words with a blank between."""
     if level == "character":
         return "".join(tokens)
-    return re.sub(r" ?<eos>([ \t]*) ?", r"\n\1", " ".join(tokens))
+    text = ""
+    for token in tokens:
+        if token.startswith(END_OF_LINE):
+            text += "\n" + token.removeprefix(END_OF_LINE)
+        else:
+            text += token if not text or text[-1].isspace() else f" {token}"
+    return text
 
 
 def vocabulary(tokens: list[str], most: int) -> tuple[str, ...]:
