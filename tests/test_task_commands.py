@@ -24,7 +24,8 @@ from rmc_kernels.tasks.sampling import continuation, sample
 from rmc_kernels.tasks.training import TrainingConfig
 
 ROOT = Path(__file__).parent.parent
-TINY = "--slots 2 --heads 2 --head-size 4 --embedding 8 --steps 2 --batch-size 6 --evaluation-examples 20".split()
+SIZES = "--slots 2 --heads 2 --head-size 4 --embedding 8 --steps 2 --batch-size 6 --evaluation-examples 20"
+TINY = SIZES.split()
 OF_TASK = {
     "nth-farthest": ["--objects", "3", "--dims", "2", "--curriculum", "grow"],
     "program-eval": ["--kind", "addition"],

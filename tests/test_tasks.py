@@ -20,9 +20,9 @@ from rmc_kernels import RelationalMemory, demo
 from rmc_kernels.spec import Variant
 from rmc_kernels.tasks.command import train
 from rmc_kernels.tasks.comparison import MARGIN, Comparison
+from rmc_kernels.tasks.cores import CORES, Core
 from rmc_kernels.tasks.history import History, Point
 from rmc_kernels.tasks.jobs import Job, News, train_all
-from rmc_kernels.tasks.cores import CORES, Core
 from rmc_kernels.tasks.models import IGNORE, ModelConfig, build
 from rmc_kernels.tasks.nth_farthest import NthFarthest, farthest
 from rmc_kernels.tasks.plots import plot_curves
@@ -370,7 +370,9 @@ def test_the_command_trains_and_leaves_its_files(model: str, tmp_path: Path) -> 
     result = CliRunner().invoke(train, ["nth-farthest", *arguments])
     assert result.exit_code == 0, result.output
     stem = f"nth-farthest-{model}-seed7"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{stem}.{kind}" for kind in ("csv", "json", "png", "pt")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{stem}.{kind}" for kind in ("csv", "json", "png", "pt")
+    ]
     kept = json.loads((tmp_path / f"{stem}.json").read_text())
     assert kept["task"] == "Nth farthest, 3 objects in 2-d"
     assert (kept["model"]["head_size"], kept["training"]["learning_rate"]) == (4, 0.01)

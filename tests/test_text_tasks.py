@@ -23,7 +23,6 @@ from rmc_kernels.tasks.programs import KINDS, Problem
 from rmc_kernels.tasks.stories import GENERATED, Question, made_up, parse, read_stories
 from rmc_kernels.tasks.texts import join, python_library, split, streams, vocabulary
 
-
 # -- program evaluation ---------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -45,7 +44,9 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
 
 def curve(history: History) -> list[tuple[Any, ...]]:
     """All of a curve but its times."""
-    return [(p.update, p.examples, p.tokens, p.loss, p.accuracy, p.training_loss, p.learning_rate) for p in history.points]
+    return [
+        (p.update, p.examples, p.tokens, p.loss, p.accuracy, p.training_loss, p.learning_rate) for p in history.points
+    ]
 
 
 class Killed(Exception):
@@ -224,28 +225,48 @@ def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
 # -- torchrun -------------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
-    """The command under torchrun, then resumed, against the command by itself; gradients are summed in another order."""
-    text = tmp_path / "text.txt"
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def run_command(folder: Path, steps: int, *launcher: str) -> list[Point]:
+    """`rmc train lm` on a small text in a process of its own, or in those of a launcher; goes on from a checkpoint."""
+    folder.mkdir(exist_ok=True)
+    text = folder.parent / "text.txt"
     text.write_text("one two three four\nfive two one\n" * 60)
     sizes = "--slots 2 --heads 2 --head-size 4 --embedding 8 --batch-size 6 --evaluation-examples 20 --level word"
     arguments = ["train", "lm", "--text", str(text), *sizes.split(), "--window", "5", "--evaluate-every", "2"]
-    arguments += ["--dropout", "0", "--schedule", "constant"]
+    arguments += ["--dropout", "0", "--schedule", "constant", "--steps", str(steps), "--resume", "--out", str(folder)]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "rmc_kernels", *arguments], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parent.parent, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    kept = History.read(folder / "lm-rmc-seed0.json")
+    assert kept.command.startswith("rmc train lm")
+    return kept.points
 
-    def run(folder: str, steps: int, *launcher: str) -> list[Point]:
-        command = [sys.executable, *launcher, "-m", "rmc_kernels", *arguments, "--steps", str(steps), "--resume"]
-        done = subprocess.run(
-            [*command, "--out", str(tmp_path / folder)], capture_output=True, text=True, check=False,
-            cwd=Path(__file__).parent.parent, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
-        return History.read(tmp_path / folder / "lm-rmc-seed0.json").points
 
-    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    run("two", 2, *two)
-    found, expected = run("two", 4, *two), run("one", 4)
+def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
+    """The command under torchrun against a training here; gradients are summed in another order."""
+    found = run_command(tmp_path / "two", 4, *TWO)
+    kept = read_checkpoint(tmp_path / "two" / "lm-rmc-seed0.pt")
+    options = dict(kept["what"]["options"])
+    assert options.pop("name") == "lm"
+    config = TrainingConfig(**kept["what"]["training"])
+    expected = Trainer(LanguageModelling(**options), ModelConfig(**kept["what"]["model"]), config).run().points
+    assert len(kept["processes"]) == 2
     assert [point.update for point in found] == [point.update for point in expected] == [0, 2, 4]
     assert [point.loss for point in found] == pytest.approx([point.loss for point in expected], rel=1e-4)
     assert [point.tokens for point in found] == [point.tokens for point in expected]
-    kept = json.loads((tmp_path / "two" / "lm-rmc-seed0.json").read_text())
-    assert kept["command"].startswith("rmc train lm")
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+    run_command(tmp_path / "again", 2, *TWO)
+    again, whole = run_command(tmp_path / "again", 4, *TWO), run_command(tmp_path / "whole", 4, *TWO)
+    assert [(p.update, p.loss, p.accuracy) for p in again] == [(p.update, p.loss, p.accuracy) for p in whole]
+    path = tmp_path / "again" / "lm-rmc-seed0.pt"
+    task, _, kept = trained(path)
+    model, config = ModelConfig(**kept["what"]["model"]), TrainingConfig(**kept["what"]["training"])
+    with pytest.raises(ValueError, match="of 2 processes takes as many, got 1"):
+        Trainer(task, model, config, path, resume=True)

@@ -64,7 +64,7 @@ class Babi:
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
-        """Token 0, which is no word, then the answers, then the other words; all are classes, though only answers occur."""
+        """Token 0, which is no word, then the answers, then the other words. All are classes; only answers occur."""
         words = {
             word
             for splits in self.read.values()

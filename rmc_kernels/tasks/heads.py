@@ -54,7 +54,7 @@ class MLP(nn.Module):
 
 
 class Tied(MLP):
-    """A Linear to the embedding's size, then the embedding itself as output weights (Press and Wolf 2017), and a bias."""
+    """A Linear to the embedding's size, then the embedding as output weights (Press and Wolf 2017), and a bias."""
 
     def __init__(self, size: int, embedding: nn.Embedding) -> None:
         nn.Module.__init__(self)

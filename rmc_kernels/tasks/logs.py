@@ -14,7 +14,7 @@ Watch = Callable[["Trainer"], None]
 
 
 def files(folder: Path, name: str) -> Watch:
-    """Writes `name`.json and `name`.csv into `folder` anew at every evaluation, so that a killed run leaves its curve."""
+    """Writes `name`.json and `name`.csv into `folder` at every evaluation, so that a killed run leaves its curve."""
 
     def watch(trainer: Trainer) -> None:
         if trainer.evaluated:

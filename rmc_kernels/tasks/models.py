@@ -202,9 +202,7 @@ def _build(
         wide = config.heads * config.head_size
         if config.variant == "r2gen" and features != wide:
             encoder, features = nn.Sequential(encoder, nn.Linear(features, wide)), wide
-        layer = RelationalMemory.from_spec(
-            config.spec(features), initial_memory=config.memory, backend=config.backend
-        )
+        layer = RelationalMemory.from_spec(config.spec(features), initial_memory=config.memory, backend=config.backend)
         core: Recurrent | Transformer = Recurrent(layer, layer.output_size)
     elif config.core == "transformer":
         core = Transformer(features, width, feedforward, config.dropout)

@@ -54,11 +54,16 @@ def _parameters(config: type) -> list[inspect.Parameter]:
 
 def _parameter(name: str, hint: Any, help_: str) -> inspect.Parameter:
     if type(None) in get_args(hint):
-        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+        hint = next(part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) is Literal:
-        hint = Enum(name, {choice: choice for choice in get_args(hint)})
+        hint = _choices(name, get_args(hint))
     option = typer.Option(f"--{option_name(name)}", help=help_, show_default=False)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[hint | None, option])
+    annotation = Annotated[hint | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _choices(name: str, choices: tuple[str, ...]) -> type[Enum]:
+    return Enum(name, {choice: choice for choice in choices})  # type: ignore[return-value]
 
 
 def _helps(config: type) -> dict[str, str]:

@@ -21,7 +21,7 @@ LEVEL_STYLES = ("--", ":")
 
 
 def plot_curves(histories: Sequence[History], path: Path) -> Path:
-    """Draw accuracy or perplexity against updates for runs of one task: a thin line per run, a thick one for each mean."""
+    """Draw accuracy or perplexity against updates for runs of one task: a thin line per run, thick ones for means."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for core, (name, colour) in CORES.items():

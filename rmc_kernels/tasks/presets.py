@@ -1,4 +1,4 @@
-"""Settings by task and name: small ones for a laptop, and the paper's (how the small ones were found: docs/training.md)."""
+"""Settings by task and name: small ones for a laptop, and the paper's (how they were found: docs/training.md)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Small programs and strings of digits, and what they evaluate to (after Zaremba and Sutskever 2014, arXiv:1410.4615)."""
+"""Small programs and digits, and what they evaluate to (after Zaremba and Sutskever 2014, arXiv:1410.4615)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -60,7 +60,7 @@ class _Writer:
         self.lines += [f"{name}={left.code}", f"for x in range({times}):{name}{sign}={added.code}"]
         return Value(name, left.value + signed * times * added.value)
 
-    def program(self, operations: list[Callable[[Value], Value]], nesting: int) -> Problem:
+    def program(self, operations: Sequence[Callable[[Value], Value]], nesting: int) -> Problem:
         found = self.number()
         for _ in range(nesting):
             found = self.random.choice(operations)(found)

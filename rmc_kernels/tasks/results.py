@@ -43,12 +43,13 @@ def table(runs: Sequence[History]) -> str:
         ]
         for run in runs
     ]  # fmt: skip
-    rows += [
-        [f"**{CORES[same[0].model['core']][0]}, mean of {len(same)}**", "", f"{same[0].training['learning_rate']:g}", "",
-         f"**{_mean(same)}**", "", f"{mean(r.final.cpu_seconds for r in same):.0f}", ""]
-        for same in _groups(runs)
-        if len(same) > 1
-    ]  # fmt: skip
+    for same in _groups(runs):
+        if len(same) > 1:
+            name, rate = CORES[same[0].model["core"]][0], same[0].training["learning_rate"]
+            seconds = f"{mean(run.final.cpu_seconds for run in same):.0f}"
+            rows.append(
+                [f"**{name}, mean of {len(same)}**", "", f"{rate:g}", "", f"**{_mean(same)}**", "", seconds, ""]
+            )
     levels = [f"{name} {level:.1%}" for name, level in runs[0].levels.items()] if measure == "accuracy" else []
     blocks = [_markdown(head, rows)]
     if levels:

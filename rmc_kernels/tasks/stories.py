@@ -90,7 +90,7 @@ ANIMALS = ("gertrude", "winona", "jessica", "emily")
 
 
 def _moves(random: Random, count: int) -> tuple[list[str], dict[str, str]]:
-    lines, where = [], {}
+    lines, where = list[str](), dict[str, str]()
     for _ in range(count):
         person = random.choice(PEOPLE)
         where[person] = random.choice([place for place in PLACES if place != where.get(person)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -126,10 +125,11 @@ class Trainer:
         self.state: State = None
         self._losses = [0.0, 0]  # sum and number since the evaluation before
         self._earlier = self._earlier_cpu = 0.0  # seconds of the stretches before
+        answers = sum(batch.asked for batches in self.held_out.values() for batch in batches)
+        machine = f"{cpu_name()}, torch {torch.__version__}"
         self.history = History(
             task.title, dict(task.levels), _parameter_count(self.model), self._backend(), asdict(model), asdict(config),
-            options={"name": task.name, **asdict(task)}, measure=task.measure,
-            answers=sum(batch.asked for batches in self.held_out.values() for batch in batches), machine=f"{cpu_name()}, torch {torch.__version__}",
+            options={"name": task.name, **asdict(task)}, measure=task.measure, answers=answers, machine=machine,
         )  # fmt: skip
         if resume and checkpoint is not None and checkpoint.exists():
             self._load(read_checkpoint(checkpoint))
