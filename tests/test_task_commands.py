@@ -143,6 +143,9 @@ def test_an_example_ends_with_its_last_answer(runs: Path) -> None:
     batch = example(task, 0)
     assert (batch.targets >= 0).tolist()[0] == [False] * (batch.targets.shape[1] - 1) + [True]
     assert task.captions(batch, 0)[-1].startswith("where is")
+    assert not torch.equal(example(task, 5).inputs, example(task, 6).inputs)
+    with pytest.raises(ValueError, match="example takes a number below 1000 here, got 1000"):
+        example(task, 1000)
 
 
 def test_inspect_says_what_it_takes(tmp_path: Path) -> None:

@@ -56,8 +56,10 @@ def draw(weights: Tensor, captions: list[str], title: str, path: Path) -> Path:
 
 def example(task: Task, number: int) -> Batch:
     """The held-out sequence `number` of the task's first part, without padding behind its last answer."""
-    batches = next(iter(task.held_out(number + 1, number + 1).values()))
-    row = batches[-1].rows(len(batches[-1].inputs) - 1, 1)
+    batch = next(iter(task.held_out(number + 1, 100 * (number + 1)).values()))[0]
+    if number >= len(batch.inputs):
+        raise ValueError(f"example takes a number below {len(batch.inputs)} here, got {number}")
+    row = batch.rows(number, number + 1)
     asked = (row.targets[0] >= 0).nonzero()
     length = int(asked[-1]) + 1
     return Batch(row.inputs[:, :length], row.targets[:, :length])
@@ -82,9 +84,9 @@ def inspect(
 
 
 def _wrapped(caption: str, width: int = 18) -> str:
-    """A caption broken between words."""
+    """A caption broken between words; a dollar is no mathematics."""
     lines = [""]
-    for word in caption.split(" "):
+    for word in caption.replace("$", r"\$").split(" "):
         if len(lines[-1]) + len(word) > width:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()

@@ -102,7 +102,7 @@ class LanguageModelling:
 
     def captions(self, batch: Batch, row: int) -> list[str]:
         """The tokens."""
-        return [self.vocabulary[token] for token in batch.inputs[row].tolist()]
+        return [self.vocabulary[token].replace("\n", "\\n") for token in batch.inputs[row].tolist()]
 
     def encode(self, tokens: list[str]) -> Tensor:
         """The numbers [n] of tokens in the vocabulary."""
