@@ -1,6 +1,6 @@
 """The exercise: a textbook relational memory of four slots and one head learns a simple relation.
 
-    python examples/same_or_different.py [--updates 700] [--seed 0] [--backend auto]
+    python examples/same_or_different.py [--updates 1000] [--seed 0] [--backend auto]
 
 Three symbols out of six come one a step. Was one of them shown twice? No single step tells: what is shown has to be
 compared with all that was shown before. Half of the sequences have such a pair, so a guess is right half the time.
@@ -44,7 +44,7 @@ class Comparer(nn.Module):
         return logits
 
 
-def learn(updates: int = 700, seed: int = 0, backend: str = "auto") -> float:
+def learn(updates: int = 1000, seed: int = 0, backend: str = "auto") -> float:
     """Train, and return the share of right answers to 2000 new sequences."""
     torch.manual_seed(seed)
     model = Comparer(backend)
@@ -60,12 +60,12 @@ def learn(updates: int = 700, seed: int = 0, backend: str = "auto") -> float:
             print(f"update {update}: loss {loss.item():.3f}")
     shown, twice = sample(2000)
     with torch.no_grad():
-        return (model(shown).argmax(1) == twice).float().mean().item()
+        return float((model(shown).argmax(1) == twice).float().mean())
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A textbook relational memory learns whether a symbol comes twice.")
-    parser.add_argument("--updates", type=int, default=700)
+    parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", default="auto")
     arguments = vars(parser.parse_args())

@@ -37,9 +37,8 @@ def test_digits_are_copied_doubled_and_turned(core: Core) -> None:
     assert history.final.accuracy > 0.6
 
 
-@pytest.mark.parametrize("core", ["rmc", "lstm", "transformer"])
-def test_stories_are_understood_better_than_by_guessing(core: Core) -> None:
-    history = Trainer(Babi(questions=300), replace(MODEL, core=core), CONFIG).run()
+def test_stories_are_understood_better_than_by_guessing() -> None:
+    history = Trainer(Babi(questions=300), MODEL, CONFIG).run()
     (level,) = history.levels.values()
     assert history.margin(level) > 5
 
@@ -49,14 +48,15 @@ def test_the_next_character_of_python_is_foreseen(core: Core) -> None:
     task = LanguageModelling(level="character", characters=100_000, window=20)
     model = replace(MODEL, core=core, head="tied")
     history = Trainer(task, model, replace(CONFIG, evaluation_examples=200)).run()
-    (level,) = history.levels.values()
-    assert history.final.accuracy > level + 0.1
-    assert history.final.perplexity < 20 < 60 < history.points[0].perplexity
+    counts = task.encode(task.texts[1]).bincount(minlength=len(task.vocabulary)).double()
+    shares = counts / counts.sum()
+    by_frequency = -(shares * shares.clamp(min=1e-12).log()).sum().item()  # the best that a model without memory can do
+    assert history.final.loss < by_frequency - 0.3
 
 
 def test_the_exercise_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "examples"))
     monkeypatch.delitem(sys.modules, "same_or_different", raising=False)
-    from same_or_different import learn  # type: ignore[import-not-found]
+    from same_or_different import learn
 
-    assert learn(updates=600) > 0.9
+    assert learn() > 0.9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -46,9 +47,9 @@ def wrong(app: Typer, *arguments: str) -> str:
     return " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.output).split())
 
 
-def as_command(function: object) -> Typer:
+def as_command(function: Callable[..., None]) -> Typer:
     app = Typer()
-    app.command()(function)  # type: ignore[arg-type]
+    app.command()(function)
     return app
 
 

@@ -134,7 +134,7 @@ def told_fear(question: Question) -> str:
 
 
 def told_count(question: Question) -> str:
-    held = set()
+    held: set[str] = set()
     for sentence in question.story:
         if sentence[1] in ("took", "dropped"):
             held ^= {sentence[-1]}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from rmc_kernels.tasks import checkpoints, logs
+from rmc_kernels.tasks import logs
 from rmc_kernels.tasks.babi import Babi
 from rmc_kernels.tasks.checkpoints import read_checkpoint, write_checkpoint
 from rmc_kernels.tasks.cores import Core
@@ -105,7 +105,7 @@ def test_a_run_killed_while_it_writes_leaves_the_checkpoint_before(
         file.write(b"half of it")
         raise Killed
 
-    monkeypatch.setattr(checkpoints.torch, "save", half)
+    monkeypatch.setattr(torch, "save", half)
     with pytest.raises(Killed):
         Trainer(tasks["nth-farthest"], MODEL, CONFIG, path, resume=True).run()
     assert read_checkpoint(path)["update"] == 3

@@ -34,7 +34,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: it is no checkpoint of this version.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:

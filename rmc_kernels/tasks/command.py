@@ -114,7 +114,7 @@ def _preset(name: str, config: str, given: Mapping[str, Any]) -> Preset:
         raise typer.BadParameter(f"config takes {' or '.join(presets)} for {name}, got {config!r}")
     preset = presets[config]
     try:
-        return Preset(*(changed(part, given) for part in (preset.task, preset.model, preset.training)))
+        return Preset(changed(preset.task, given), changed(preset.model, given), changed(preset.training, given))
     except (OSError, TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
 

@@ -125,7 +125,8 @@ class Words(nn.Module):
         place = torch.arange(1, words + 1, device=tokens.device)[:, None] / count
         part = torch.arange(1, size + 1, device=tokens.device) / size
         weights = (1 - place - part * (1 - 2 * place)) * (tokens != 0)[..., None]
-        return (self.embedding(tokens) * weights).sum(-2)
+        summed: Tensor = (self.embedding(tokens) * weights).sum(-2)
+        return summed
 
 
 class SequenceModel(nn.Module):

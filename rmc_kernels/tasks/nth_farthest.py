@@ -183,5 +183,5 @@ class Curriculum(FreshExamples):
     @property
     def _without_distances(self) -> float:
         """The loss of who answers m where n says so, and one of the others evenly where not."""
-        vectors = self.stages[self.stage][0]
+        vectors: int = self.stages[self.stage][0]
         return (1 - 1 / vectors) * math.log(vectors - 1)

@@ -43,7 +43,7 @@ def summed(numbers: list[float], device: str) -> list[float]:
         return numbers
     total = torch.tensor(numbers, dtype=torch.float64, device=device)
     dist.all_reduce(total)
-    return total.tolist()  # type: ignore[no-any-return]
+    return total.tolist()
 
 
 def gathered(value: Any) -> list[Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from dataclasses import Field
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -56,7 +57,9 @@ class Source(Protocol):
 
 
 class Task(Protocol):
-    """Sequences to learn from, and held-out ones to be judged by."""
+    """Sequences to learn from, and held-out ones to be judged by: a dataclass, whose fields are its settings."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def name(self) -> str:
