@@ -38,7 +38,7 @@ def table(runs: Sequence[History]) -> str:
     rows = [
         [
             CORES[run.model["core"]][0], f"{run.parameters:,}", f"{run.training['learning_rate']:g}",
-            str(run.training["seed"]), _measured(run), f"{run.final.update:,}", f"{run.final.cpu_seconds:.0f}",
+            str(run.training["seed"]), _measured(run), f"{run.final.update:,}", _cpu_seconds([run]),
             f"{run.final.seconds:.0f}",
         ]
         for run in runs
@@ -76,6 +76,12 @@ def _mean(runs: Sequence[History]) -> str:
     if runs[0].measure == "accuracy":
         return f"{mean(run.final.accuracy for run in runs):.1%}"
     return f"{mean(run.final.perplexity for run in runs):,.2f}"
+
+
+def _cpu_seconds(runs: Sequence[History]) -> str:
+    """Their mean; runs from before it was measured have none."""
+    seconds = mean(run.final.cpu_seconds for run in runs)
+    return f"{seconds:.0f}" if seconds else "-"
 
 
 def _parts(runs: Sequence[History]) -> str:
