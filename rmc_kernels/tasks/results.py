@@ -46,10 +46,8 @@ def table(runs: Sequence[History]) -> str:
     for same in _groups(runs):
         if len(same) > 1:
             name, rate = CORES[same[0].model["core"]][0], same[0].training["learning_rate"]
-            seconds = f"{mean(run.final.cpu_seconds for run in same):.0f}"
-            rows.append(
-                [f"**{name}, mean of {len(same)}**", "", f"{rate:g}", "", f"**{_mean(same)}**", "", seconds, ""]
-            )
+            label, seconds = f"**{name}, mean of {len(same)}**", _cpu_seconds(same)
+            rows.append([label, "", f"{rate:g}", "", f"**{_mean(same)}**", "", seconds, ""])
     levels = [f"{name} {level:.1%}" for name, level in runs[0].levels.items()] if measure == "accuracy" else []
     blocks = [_markdown(head, rows)]
     if levels:
@@ -87,7 +85,7 @@ def _cpu_seconds(runs: Sequence[History]) -> str:
 def _parts(runs: Sequence[History]) -> str:
     """Accuracy in each part of the task, the mean over the seeds of each model."""
     groups = _groups(runs)
-    head = ["accuracy", *(f"{CORES[same[0].model['core']][0]}, {len(same)} seeds" for same in groups)]
+    head = ["accuracy", *(f"{CORES[same[0].model['core']][0]}, seeds: {len(same)}" for same in groups)]
     rows = [[part, *(f"{mean(run.parts[part] for run in same):.1%}" for same in groups)] for part in runs[0].parts]
     return _markdown(head, rows)
 
