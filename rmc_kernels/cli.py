@@ -24,7 +24,11 @@ COMMANDS = {
     "bench": Command(
         "rmc_kernels.benchmarks.command", "bench", "Measure speed and memory beside other implementations."
     ),
-    "train": Command("rmc_kernels.tasks.command", "train", "Train on a relational task."),
+    "train": Command("rmc_kernels.tasks.command", "train", "Train a model on a task."),
+    "compare": Command("rmc_kernels.tasks.command", "comparison", "Train models of equal size beside one another."),
+    "inspect": Command("rmc_kernels.tasks.inspection", "inspect", "Draw who attends to whom in a trained memory."),
+    "sample": Command("rmc_kernels.tasks.sampling", "sample", "Write text with a trained language model."),
+    "results": Command("rmc_kernels.tasks.results", "results", "Write the tables of docs/results.md from their runs."),
     "demo": Command("rmc_kernels.demo", "demo", "Verify, measure and learn; leaves plots in demo/."),
 }
 #: What the extra [cli] brings.

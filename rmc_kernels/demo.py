@@ -17,8 +17,8 @@ from rich.table import Table
 from rmc_kernels import info
 from rmc_kernels.benchmarks.suite import run_suite
 from rmc_kernels.tasks.comparison import compare, show_comparison
-from rmc_kernels.tasks.plots import plot_accuracy
-from rmc_kernels.tasks.presets import NTH_FARTHEST
+from rmc_kernels.tasks.plots import plot_curves
+from rmc_kernels.tasks.presets import PRESETS
 from rmc_kernels.verify import run as run_verification
 from rmc_kernels.verify.command import show as show_report
 
@@ -109,7 +109,7 @@ def _bench(out: Path, console: Console) -> Finding:
 
 def _training(out: Path, console: Console) -> Finding:
     """The RMC and an LSTM of as many parameters learn Nth farthest, from three seeds each."""
-    preset = NTH_FARTHEST["small"]
+    preset = PRESETS["nth-farthest"]["small"]
     limited = replace(preset, training=replace(preset.training, seconds=SECONDS_OF_A_RUN))
     found = compare(limited, SEEDS, console)
     show_comparison(found, console)
@@ -118,4 +118,4 @@ def _training(out: Path, console: Console) -> Finding:
         [f"LSTM {mean(accuracy['lstm']):.1%}", *(f"{name} {level:.1%}" for name, level in found.levels.items())]
     )
     data = {"levels": found.levels, "left_behind": found.left_behind, "runs": [asdict(run) for run in found.histories]}
-    return Finding(found.learnt, summary, data, (plot_accuracy(found.histories, out / "accuracy.png"),))
+    return Finding(found.learnt, summary, data, (plot_curves(found.histories, out / "accuracy.png"),))

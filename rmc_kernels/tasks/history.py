@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,10 +18,14 @@ class Point:
 
     Attributes:
         update: optimizer updates so far; 0 is before training.
-        examples: training examples seen so far.
-        seconds: wall time since the training began, evaluations included.
-        loss: mean cross entropy, in nats.
+        examples: training sequences seen so far.
+        seconds: wall time of the training, evaluations included; where it was interrupted, of all its stretches.
+        loss: mean cross entropy of an answer, in nats.
         accuracy: share of right answers.
+        tokens: steps of training sequences so far.
+        cpu_seconds: CPU time of this process.
+        training_loss: mean of the training losses since the evaluation before; None at the first.
+        learning_rate: of the last update.
     """
 
     update: int
@@ -28,6 +33,15 @@ class Point:
     seconds: float
     loss: float
     accuracy: float
+    tokens: int = 0
+    cpu_seconds: float = 0.0
+    training_loss: float | None = None
+    learning_rate: float = 0.0
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss."""
+        return math.exp(min(self.loss, 700.0))
 
 
 @dataclass
@@ -36,11 +50,17 @@ class History:
 
     Attributes:
         task: the task's title.
-        levels: accuracies that need no relational reasoning, by name.
+        levels: accuracies to compare with, by name.
         parameters: scalars in all parameters of the model.
-        backend: the backend that ran; "torch" for an LSTM.
+        backend: the backend that ran; "torch" for a core that is no RMC.
         model, training: the fields of the ModelConfig and the TrainingConfig.
         points: one per evaluation, in order.
+        options: the task's name and fields.
+        answers: how many held-out answers an evaluation asks for.
+        parts: accuracy of the last evaluation in each part of the task, where it has several.
+        measure: what to show of it, "accuracy" or "perplexity".
+        command: the command line that repeats it, if there is one.
+        machine: where it ran.
     """
 
     task: str
@@ -50,6 +70,12 @@ class History:
     model: Mapping[str, Any]
     training: Mapping[str, Any]
     points: list[Point] = field(default_factory=list)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    answers: int = 0
+    parts: dict[str, float] = field(default_factory=dict)
+    measure: str = "accuracy"
+    command: str = ""
+    machine: str = ""
 
     @property
     def final(self) -> Point:
@@ -57,17 +83,25 @@ class History:
         return self.points[-1]
 
     def margin(self, level: float) -> float:
-        """How far the final accuracy is above `level`, in standard errors of that level on as many examples."""
-        error = math.sqrt(level * (1 - level) / self.training["evaluation_examples"])
+        """How far the final accuracy is above `level`, in standard errors of that level on as many answers."""
+        error = math.sqrt(level * (1 - level) / self.answers)
         return (self.final.accuracy - level) / error
 
     def write(self, folder: Path, name: str) -> list[Path]:
         """Write `name`.json (everything) and `name`.csv (the points) into `folder`, and return both paths."""
         folder.mkdir(parents=True, exist_ok=True)
         as_json, as_csv = folder / f"{name}.json", folder / f"{name}.csv"
-        as_json.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        beside = folder / f"{name}.json.partial"
+        beside.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        os.replace(beside, as_json)
         with as_csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, [column.name for column in fields(Point)])
             writer.writeheader()
             writer.writerows(asdict(point) for point in self.points)
         return [as_json, as_csv]
+
+    @classmethod
+    def read(cls, path: Path) -> History:
+        """The history that `write` put into a JSON file."""
+        kept = json.loads(path.read_text())
+        return cls(**{**kept, "points": [Point(**point) for point in kept["points"]]})

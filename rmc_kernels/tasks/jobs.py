@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,11 +24,12 @@ from rmc_kernels.tasks.training import Trainer, TrainingConfig
 
 @dataclass(frozen=True)
 class Job:
-    """One training: which model learns which task, and how."""
+    """One training: which model learns which task, and how; with a checkpoint, it goes on from there."""
 
     task: Task
     model: ModelConfig
     training: TrainingConfig
+    checkpoint: Path | None = None
 
 
 class News(NamedTuple):
@@ -70,7 +72,7 @@ def _start(queue: SimpleQueue[News]) -> None:
 
 def _train(number: int, job: Job) -> History:
     def watch(trainer: Trainer) -> None:
-        if trainer.update == trainer.history.final.update:
+        if trainer.evaluated:
             _queue.put(News(number, trainer.history.final))
 
-    return Trainer(job.task, job.model, job.training).run(watch)
+    return Trainer(job.task, job.model, job.training, job.checkpoint, resume=True).run(watch)

@@ -1,4 +1,4 @@
-"""Accuracy curves as a picture."""
+"""Learning curves as a picture."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from matplotlib.figure import Figure
 from rmc_kernels.tasks.history import History, Point
 
 #: Name and colour of each core; Okabe and Ito's colours, which the colour-blind tell apart.
-CORES = {"rmc": ("RMC", "#0072B2"), "lstm": ("LSTM", "#D55E00")}
+CORES = {
+    "rmc": ("RMC", "#0072B2"),
+    "lstm": ("LSTM", "#D55E00"),
+    "gru": ("GRU", "#009E73"),
+    "transformer": ("Transformer", "#CC79A7"),
+}
 LEVEL_STYLES = ("--", ":")
 
 
-def plot_accuracy(histories: Sequence[History], path: Path) -> Path:
-    """Draw accuracy against updates for runs of one task: a thin line per run, a thick one for each model's mean."""
+def plot_curves(histories: Sequence[History], path: Path) -> Path:
+    """Draw accuracy or perplexity against updates for runs of one task: a thin line per run, thick ones for means."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for core, (name, colour) in CORES.items():
@@ -24,23 +29,31 @@ def plot_accuracy(histories: Sequence[History], path: Path) -> Path:
         if not runs:
             continue
         for run in runs:
-            axes.plot(*_curve([[point] for point in run.points]), color=colour, linewidth=0.8, alpha=0.55)
+            axes.plot(*_curve(run.measure, [[p] for p in run.points]), color=colour, linewidth=0.8, alpha=0.55)
         evaluations = list(zip(*(run.points for run in runs), strict=False))
         label = f"{name}, {runs[0].parameters:,} parameters" + (f",\nmean of {len(runs)} seeds" if runs[1:] else "")
-        axes.plot(*_curve(evaluations), color=colour, linewidth=2.2, label=label)
-    for (name, level), style in zip(histories[0].levels.items(), LEVEL_STYLES, strict=True):
-        axes.axhline(100 * level, color="0.3", linestyle=style, linewidth=1.2, zorder=3, label=f"{name} ({level:.1%})")
-    axes.set(title=histories[0].task, xlabel="updates", ylabel="accuracy on held-out examples (%)", ylim=(0, 102))
-    axes.set_xlim(left=0, right=max(run.final.update for run in histories))
+        axes.plot(*_curve(runs[0].measure, evaluations), color=colour, linewidth=2.2, label=label)
+    first = histories[0]
+    axes.set(title=first.task, xlabel="updates")
+    if first.measure == "accuracy":
+        for (name, level), style in zip(first.levels.items(), LEVEL_STYLES, strict=False):
+            label = f"{name} ({level:.1%})"
+            axes.axhline(100 * level, color="0.3", linestyle=style, linewidth=1.2, zorder=3, label=label)
+        axes.set(ylabel="accuracy on held-out examples (%)", ylim=(0, 102))
+    else:
+        axes.set(ylabel="perplexity of held-out text", yscale="log")
+    axes.set_xlim(left=0, right=max(1, *(run.final.update for run in histories)))
     axes.grid(alpha=0.25)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=100)
     return path
 
 
-def _curve(evaluations: Sequence[Sequence[Point]]) -> tuple[list[int], list[float]]:
-    """Updates, and the mean accuracy in percent of the points of each evaluation."""
-    return [points[0].update for points in evaluations], [
-        100 * mean(p.accuracy for p in points) for points in evaluations
-    ]
+def _curve(measure: str, evaluations: Sequence[Sequence[Point]]) -> tuple[list[int], list[float]]:
+    """Updates, and the mean of the points of each evaluation, accuracies in percent."""
+
+    def value(point: Point) -> float:
+        return 100 * point.accuracy if measure == "accuracy" else point.perplexity
+
+    return [points[0].update for points in evaluations], [mean(map(value, points)) for points in evaluations]

@@ -1,4 +1,4 @@
-"""The progress bars of trainings: updates, accuracy, examples per second, time left."""
+"""The progress bars of trainings: updates, the last evaluation, tokens per second, time left."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class TrainingProgress(Progress):
         """A bar for a training of `updates` updates, whose clock starts with its first news."""
         return self.add_task(name, total=updates, start=False, state="")
 
-    def show(self, bar: TaskID, update: int, point: Point) -> None:
+    def show(self, bar: TaskID, update: int, tokens_per_second: float, measure: str, point: Point) -> None:
         """Move a bar to `update`; `point` is the latest evaluation."""
         if not self.tasks[bar].started:
             self.start_task(bar)
-        rate = f", {point.examples / point.seconds:,.0f} examples/s" if point.update else ""
-        self.update(bar, completed=update, state=f"{point.accuracy:.1%}{rate}")
+        found = f"{point.accuracy:.1%}" if measure == "accuracy" else f"perplexity {point.perplexity:,.1f}"
+        self.update(bar, completed=update, state=f"{found}, {tokens_per_second:,.0f} tokens/s")

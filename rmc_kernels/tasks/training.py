@@ -1,25 +1,31 @@
-"""The training loop: Adam on fresh examples, gradients clipped, evaluated on held-out examples that never change."""
+"""The training loop: Adam, gradients clipped, evaluated on held-out examples that never change; can be interrupted."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
 from rmc_kernels import errors
 from rmc_kernels.backends import explain
+from rmc_kernels.info import cpu_name
 from rmc_kernels.layers import RelationalMemory
+from rmc_kernels.tasks import ranks
+from rmc_kernels.tasks.checkpoints import read_checkpoint, write_checkpoint
+from rmc_kernels.tasks.cores import Recurrent, State, detached
 from rmc_kernels.tasks.history import History, Point
-from rmc_kernels.tasks.models import ModelConfig, build, parameter_count
+from rmc_kernels.tasks.models import ModelConfig
+from rmc_kernels.tasks.schedule import SCHEDULES, Schedule, rate_factor
 from rmc_kernels.tasks.task import Task
 
-#: Seed of the held-out examples: the same for every model and seed. Training seeds are not taken from here.
-EVALUATION_SEED = 2**32 + 1806
+#: Fields of a TrainingConfig that may differ between a run and its continuation.
+MAY_CHANGE = ("updates", "seconds", "device")
 
 
 @dataclass(frozen=True)
@@ -27,22 +33,26 @@ class TrainingConfig:
     """How a model is trained.
 
     Attributes:
-        updates: optimizer updates.
-        batch_size: examples of an update.
+        updates: Optimizer updates.
+        batch_size: Sequences of an update, over all processes.
         learning_rate: Adam's, after the warm-up.
-        warmup_updates: updates over which the learning rate rises linearly from 0.
-        clip_norm: the gradient's norm is clipped to this.
-        seed: of the weights and of the training examples.
-        seconds: wall time after which training stops; None for no limit.
-        evaluate_every: updates between evaluations.
-        evaluation_examples: held-out examples.
-        device: where it runs.
+        schedule: Of the learning rate after the warm-up: constant, linear or cosine.
+        warmup_updates: Updates over which the learning rate rises linearly from 0.
+        weight_decay: Decoupled, as in AdamW.
+        clip_norm: The gradient's norm is clipped to this.
+        seed: Of the weights and of the training examples.
+        seconds: Wall time after which training stops; no limit if not given.
+        evaluate_every: Updates between evaluations, and between checkpoints.
+        evaluation_examples: Held-out examples, where the task makes its own.
+        device: A torch device, such as cpu or cuda.
     """
 
     updates: int = 2000
     batch_size: int = 1600
     learning_rate: float = 1e-4
+    schedule: Schedule = "constant"
     warmup_updates: int = 0
+    weight_decay: float = 0.0
     clip_norm: float = 1.0
     seed: int = 0
     seconds: float | None = None
@@ -54,71 +64,239 @@ class TrainingConfig:
         for name in ("updates", "batch_size", "evaluate_every", "evaluation_examples"):
             errors.positive_int(name, getattr(self, name))
         errors.positive_int("warmup_updates", self.warmup_updates, minimum=0)
+        errors.one_of("schedule", self.schedule, SCHEDULES)
         if not 0 <= errors.positive_int("seed", self.seed, minimum=0) < 2**32:
             raise ValueError(f"seed takes an int from 0 to 2**32 - 1, got {self.seed}")
         for name in ("learning_rate", "clip_norm"):
             if not errors.real_number(name, getattr(self, name)) > 0:
                 raise ValueError(f"{name} takes a number above 0, got {getattr(self, name)}")
+        if not errors.real_number("weight_decay", self.weight_decay) >= 0:
+            raise ValueError(f"weight_decay takes a number of at least 0, got {self.weight_decay}")
 
 
 class Trainer:
     """One model on its way through one task.
 
+    In every process that torchrun started it trains on its share of each batch: the updates are those of one process
+    on the whole batch, up to rounding.
+
     Attributes:
-        model: the classifier.
+        model: the model.
         update: updates made so far.
         history: its curve so far.
+        evaluated: whether the last update was followed by an evaluation.
+
+    Args:
+        task, model, config: what learns what, and how.
+        checkpoint: file that every evaluation leaves; None for none.
+        resume: go on from `checkpoint` if it exists; it has to be of the same task, model and config, but for
+            `MAY_CHANGE`.
+
+    Raises:
+        ValueError: the checkpoint is of something else, or of another number of processes.
     """
 
-    def __init__(self, task: Task, model: ModelConfig, config: TrainingConfig) -> None:
-        self.task, self.config, self.update = task, config, 0
+    def __init__(
+        self,
+        task: Task,
+        model: ModelConfig,
+        config: TrainingConfig,
+        checkpoint: Path | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.task, self.config, self.checkpoint = task, config, checkpoint
+        self.update, self.examples, self.tokens, self.evaluated = 0, 0, 0, False
+        self.rank, self.world = ranks.rank(), ranks.world()
+        if config.batch_size < self.world:
+            raise ValueError(f"batch_size takes at least one sequence a process, {self.world}; got {config.batch_size}")
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            self.model = build(model, task.input_size, task.classes).to(config.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
-        self.generator = torch.Generator(config.device).manual_seed(config.seed)
-        held_out = torch.Generator(config.device).manual_seed(EVALUATION_SEED)
-        self.held_out = task.sample(config.evaluation_examples, held_out)
-        self.history = History(
-            task.title, dict(task.levels), parameter_count(self.model), self._backend(), asdict(model), asdict(config)
+            self.model = task.model(model).to(config.device)
+            self.random = _random_state()
+        self.parallel: nn.Module = self.model
+        if self.world > 1:
+            unused = task.carries and model.memory == "learned"
+            self.parallel = DistributedDataParallel(self.model, find_unused_parameters=unused)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
+        self.source = task.source(config.batch_size, config.seed)
+        self.held_out = task.held_out(config.batch_size, config.evaluation_examples)
+        self.state: State = None
+        self._losses = [0.0, 0]  # sum and number since the evaluation before
+        self._earlier = self._earlier_cpu = 0.0  # seconds of the stretches before
+        answers = sum(batch.asked for batches in self.held_out.values() for batch in batches)
+        machine = f"{cpu_name()}, torch {torch.__version__}"
+        self.history = History(
+            task.title, dict(task.levels), _parameter_count(self.model), self._backend(), asdict(model), asdict(config),
+            options={"name": task.name, **asdict(task)}, measure=task.measure, answers=answers, machine=machine,
+        )  # fmt: skip
+        if resume and checkpoint is not None and checkpoint.exists():
+            self._load(read_checkpoint(checkpoint))
 
     def run(self, watch: Callable[[Trainer], None] = lambda trainer: None) -> History:
         """Train to the end, and call `watch` after every update."""
-        start, limit = time.perf_counter(), self.config.seconds or math.inf
-        self._evaluate(start)
-        finished = False
-        while not finished:
-            self._learn()
-            finished = self.update == self.config.updates or time.perf_counter() - start >= limit
-            if finished or self.update % self.config.evaluate_every == 0:
-                self._evaluate(start)
-            watch(self)
+        with torch.random.fork_rng():
+            _set_random_state(self.random, self.rank if self.update == 0 else 0)
+            self._start, self._start_cpu = time.perf_counter(), time.process_time()
+            if self.update == 0:
+                self._evaluate()
+            while not self._finished():
+                self._learn()
+                finished, due = self._finished(), self.update % self.config.evaluate_every == 0
+                self.evaluated = finished or due
+                if self.evaluated:
+                    self._evaluate()
+                watch(self)
         return self.history
 
+    @property
+    def seconds(self) -> float:
+        """Wall time of the training so far."""
+        return self._earlier + time.perf_counter() - self._start
+
+    def _finished(self) -> bool:
+        if self.config.seconds is None or self.update == 0:
+            return self.update >= self.config.updates
+        late = ranks.summed([float(self.rank == 0 and self.seconds >= self.config.seconds)], self.config.device)[0] > 0
+        return late or self.update >= self.config.updates
+
     def _learn(self) -> None:
-        self.update += 1
-        inputs, targets = self.task.sample(self.config.batch_size, self.generator)
-        loss: Tensor = cross_entropy(self.model(inputs), targets)
+        config = self.config
+        whole = self.source.next()
+        batch = whole.rows(self.rank, self.world).to(config.device)
+        answers = self.parallel(*batch, self.state)
+        loss: Tensor = answers.losses.sum() / whole.asked
         self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        warmth = min(1.0, self.update / max(1, self.config.warmup_updates))
-        self.optimizer.param_groups[0]["lr"] = self.config.learning_rate * warmth
+        (loss * self.world).backward()  # DDP averages over the processes
+        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        total = ranks.summed([loss.item()], config.device)[0]
+        self.source.heard(total)
+        self.update += 1
+        factor = rate_factor(config.schedule, self.update, config.updates, config.warmup_updates)
+        self.optimizer.param_groups[0]["lr"] = config.learning_rate * factor
         self.optimizer.step()
+        if self.task.carries:
+            self.state = detached(answers.state)
+        self._losses[0] += total
+        self._losses[1] += 1
+        self.examples += whole.inputs.shape[0]
+        self.tokens += whole.targets.numel()
+
+    def _evaluate(self) -> None:
+        scores = {part: self._score(batches) for part, batches in self.held_out.items()}
+        losses, right, asked = (sum(score[i] for score in scores.values()) for i in range(3))
+        if len(scores) > 1:
+            self.history.parts = {part: score[1] / score[2] for part, score in scores.items()}
+        total, count = self._losses
+        self.history.points.append(
+            Point(
+                self.update, self.examples, self.seconds, losses / asked, right / asked, self.tokens,
+                self._earlier_cpu + time.process_time() - self._start_cpu,
+                total / count if count else None, self.optimizer.param_groups[0]["lr"],
+            )
+        )  # fmt: skip
+        if self.update % self.config.evaluate_every == 0:
+            self._losses = [0.0, 0]
+        if self.checkpoint is not None:
+            self._save(self.checkpoint)
 
     @torch.no_grad()
-    def _evaluate(self, start: float) -> None:
+    def _score(self, batches: list[Any]) -> list[float]:
+        """Sum of the losses, right answers, and answers asked for."""
         self.model.eval()
-        logits = torch.cat([self.model(inputs) for inputs in torch.split(self.held_out.inputs, self.config.batch_size)])
+        state, score = None, torch.zeros(3, dtype=torch.float64)
+        for whole in batches:
+            batch = whole.rows(self.rank, self.world).to(self.config.device)
+            answers = self.model(*batch, state if self.task.carries else None)
+            state = answers.state
+            found = (answers.losses.double().sum(), answers.right.double().sum(), torch.tensor(len(answers.losses)))
+            score += torch.stack([value.cpu().double() for value in found])
         self.model.train()
-        loss = cross_entropy(logits, self.held_out.targets).item()
-        accuracy = (logits.argmax(1) == self.held_out.targets).float().mean().item()
-        seconds = time.perf_counter() - start
-        self.history.points.append(Point(self.update, self.update * self.config.batch_size, seconds, loss, accuracy))
+        return ranks.summed(score.tolist(), self.config.device)
 
     def _backend(self) -> str:
         core = self.model.core
-        if not isinstance(core, RelationalMemory):
+        if not isinstance(core, Recurrent) or not isinstance(core.layer, RelationalMemory):
             return "torch"
-        return explain(core.spec, self.held_out.inputs).backend if core.backend == "auto" else core.backend
+        layer = core.layer
+        if layer.backend != "auto":
+            return layer.backend
+        like = torch.empty(1, 1, layer.spec.input_size, device=self.config.device)
+        return explain(layer.spec, like).backend
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _save(self, path: Path) -> None:
+        own = ranks.gathered({"state": _to_cpu(self.state), "random": _random_state(), "losses": self._losses})
+        if self.rank:
+            return
+        history = asdict(self.history)
+        write_checkpoint(
+            path,
+            {
+                "what": self._what(), "vocabulary": list(self.task.vocabulary), "update": self.update,
+                "examples": self.examples, "tokens": self.tokens, "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "source": self.source.state_dict(), "processes": own,
+                "points": history["points"], "parts": history["parts"],
+            },
+        )  # fmt: skip
+
+    def _load(self, kept: Mapping[str, Any]) -> None:
+        _refuse_another(kept["what"], self._what())
+        if kept["vocabulary"] != list(self.task.vocabulary):
+            raise ValueError("checkpoint takes the text that it was trained on, which has changed since")
+        if len(kept["processes"]) != self.world:
+            raise ValueError(f"checkpoint of {len(kept['processes'])} processes takes as many, got {self.world}")
+        self.model.load_state_dict(kept["model"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.source.load_state_dict(kept["source"])
+        own = kept["processes"][self.rank]
+        self.state, self.random, self._losses = _to(own["state"], self.config.device), own["random"], own["losses"]
+        self.update, self.examples, self.tokens = kept["update"], kept["examples"], kept["tokens"]
+        points = [Point(**point) for point in kept["points"]]
+        self._earlier, self._earlier_cpu = points[-1].seconds, points[-1].cpu_seconds
+        more = self.update < self.config.updates
+        if more and self.update % self.config.evaluate_every:  # the end of a shorter run
+            points.pop()
+        self.history.points, self.history.parts = points, dict(kept["parts"])
+
+    def _what(self) -> dict[str, dict[str, Any]]:
+        return {name: dict(getattr(self.history, name)) for name in ("options", "model", "training")}
+
+
+def _refuse_another(kept: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError where a checkpoint is of another task, model or training."""
+    for kind, fields in wanted.items():
+        for name, value in fields.items():
+            if kept[kind].get(name) != value and not (kind == "training" and name in MAY_CHANGE):
+                raise ValueError(f"{name} of the checkpoint takes {kept[kind].get(name)!r}, got {value!r}")
+
+
+def _random_state() -> dict[str, Tensor]:
+    """The state of torch's global generators."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
+
+
+def _set_random_state(state: Mapping[str, Tensor], skip: int) -> None:
+    """Restore what `_random_state` gave; `skip` sets processes apart that start from one seed."""
+    torch.set_rng_state(state["cpu"])
+    if skip:
+        torch.manual_seed(int(torch.randint(2**62, ())) + skip)
+    elif "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _to(state: State, device: str) -> State:
+    if isinstance(state, tuple):
+        return tuple(part.to(device) for part in state)
+    return None if state is None else state.to(device)
+
+
+def _to_cpu(state: State) -> State:
+    return _to(state, "cpu")
+
+
+def _parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

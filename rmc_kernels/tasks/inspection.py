@@ -1,0 +1,93 @@
+"""`rmc inspect`: who attends to whom in a trained memory, step by step, as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from rmc_kernels.layers import RelationalMemory
+from rmc_kernels.tasks.models import SequenceModel
+from rmc_kernels.tasks.registry import trained
+from rmc_kernels.tasks.task import Batch, Task
+
+
+@torch.no_grad()
+def attention(model: SequenceModel, inputs: Tensor) -> Tensor:
+    """Attention weights [T, blocks, H, N, S] of an RMC for one sequence, a batch of 1.
+
+    Raises:
+        ValueError: the model's core is no RMC.
+    """
+    layer = model.core.layer if hasattr(model.core, "layer") else None
+    if not isinstance(layer, RelationalMemory):
+        raise ValueError("checkpoint takes one of an RMC: only its slots attend to each other")
+    _, _, weights = layer(model.encoder(inputs), return_attention=True)
+    return weights[0]  # type: ignore[no-any-return]
+
+
+def draw(weights: Tensor, captions: list[str], title: str, path: Path) -> Path:
+    """A heat map for each head (of the last block) and step; row: the slot that looks, column: what it looks at."""
+    shown = weights[:, -1]
+    steps, heads, slots, rows = shown.shape
+    figure = Figure(figsize=(1.5 + 1.35 * steps, 1.5 + 1.2 * heads), layout="constrained")
+    grid = figure.subplots(heads, steps, squeeze=False)
+    image = None
+    for head in range(heads):
+        for step in range(steps):
+            axes = grid[head][step]
+            image = axes.imshow(shown[step, head].numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+            axes.set_xticks(range(rows), [*map(str, range(slots)), *["in"] * (rows - slots)], fontsize=6)
+            axes.set_yticks(range(slots), map(str, range(slots)), fontsize=6)
+            if head == 0:
+                axes.set_title(captions[step], fontsize=7)
+        grid[head][0].set_ylabel(f"head {head}", fontsize=8)
+    figure.suptitle(f"{title}\nrow: the slot that looks; column: the slot, or the input, that it looks at", fontsize=9)
+    assert image is not None
+    figure.colorbar(image, ax=grid.ravel().tolist(), label="attention", shrink=0.8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def example(task: Task, number: int) -> Batch:
+    """The held-out sequence `number` of the task's first part, without padding behind its last answer."""
+    batch = next(iter(task.held_out(number + 1, 100 * (number + 1)).values()))[0]
+    if number >= len(batch.inputs):
+        raise ValueError(f"example takes a number below {len(batch.inputs)} here, got {number}")
+    row = batch.rows(number, number + 1)
+    asked = (row.targets[0] >= 0).nonzero()
+    length = int(asked[-1]) + 1
+    return Batch(row.inputs[:, :length], row.targets[:, :length])
+
+
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="File that `rmc train` left.")],
+    number: Annotated[int, typer.Option("--example", min=0, help="Which held-out sequence.")] = 0,
+    last: Annotated[int, typer.Option(min=1, help="Steps to draw, the last ones of the sequence.")] = 10,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("attention.png"),
+) -> None:
+    """Draw the attention between the slots of a trained RMC over the steps of a held-out sequence."""
+    try:
+        task, model, kept = trained(checkpoint)
+        batch = example(task, number)
+        weights = attention(model, batch.inputs)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    captions = [_wrapped(caption) for caption in task.captions(batch, 0)]
+    title = f"{task.title}, after {kept['update']:,} updates"
+    typer.echo(f"wrote {draw(weights[-last:], captions[-last:], title, out)}")
+
+
+def _wrapped(caption: str, width: int = 18) -> str:
+    """A caption broken between words; a dollar is no mathematics."""
+    lines = [""]
+    for word in caption.replace("$", r"\$").split(" "):
+        if len(lines[-1]) + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)

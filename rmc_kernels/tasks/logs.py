@@ -1,0 +1,48 @@
+"""A training's curve as it grows: JSON and CSV, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rmc_kernels.tasks.training import Trainer
+
+Watch = Callable[["Trainer"], None]
+
+
+def files(folder: Path, name: str) -> Watch:
+    """Writes `name`.json and `name`.csv into `folder` at every evaluation, so that a killed run leaves its curve."""
+
+    def watch(trainer: Trainer) -> None:
+        if trainer.evaluated:
+            trainer.history.write(folder, name)
+
+    return watch
+
+
+def tensorboard(folder: Path) -> Watch:
+    """Writes every evaluation into `folder` for TensorBoard, against the updates.
+
+    Raises:
+        ModuleNotFoundError: tensorboard is not installed.
+    """
+    from torch.utils.tensorboard import SummaryWriter  # optional
+
+    writer = SummaryWriter(str(folder))
+
+    def watch(trainer: Trainer) -> None:
+        if not trainer.evaluated:
+            return
+        point = asdict(trainer.history.final)
+        update = point.pop("update")
+        for name, value in point.items():
+            if value is not None:
+                writer.add_scalar(name, value, update)
+        for part, accuracy in trainer.history.parts.items():
+            writer.add_scalar(f"accuracy/{part}", accuracy, update)
+        writer.flush()
+
+    return watch

@@ -1,0 +1,130 @@
+"""`rmc results`: the tables of docs/results.md, written from the runs that are kept beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Annotated
+
+import typer
+
+from rmc_kernels.tasks.history import History
+from rmc_kernels.tasks.plots import CORES, plot_curves
+
+#: Every block between these marks is replaced by the table of the folder that it names.
+BLOCK = re.compile(r"(<!-- table: ([\w/.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def read_runs(folder: Path) -> list[History]:
+    """The runs whose JSON a folder holds: by core, learning rate and seed.
+
+    Raises:
+        ValueError: there is none.
+    """
+    runs = [History.read(path) for path in sorted(folder.glob("*.json"))]
+    if not runs:
+        raise ValueError(f"results takes folders with the JSON of `rmc train`, got {folder}")
+    order = list(CORES)
+    key = [(order.index(r.model["core"]), r.training["learning_rate"], r.training["seed"]) for r in runs]
+    return [runs[i] for i in sorted(range(len(runs)), key=key.__getitem__)]
+
+
+def table(runs: Sequence[History]) -> str:
+    """One row a run, then for each model the mean over its seeds at each learning rate; then parts, then settings."""
+    measure = runs[0].measure
+    head = ["model", "parameters", "learning rate", "seed", measure, "updates", "CPU s", "wall s"]
+    rows = [
+        [
+            CORES[run.model["core"]][0], f"{run.parameters:,}", f"{run.training['learning_rate']:g}",
+            str(run.training["seed"]), _measured(run), f"{run.final.update:,}", _cpu_seconds([run]),
+            f"{run.final.seconds:.0f}",
+        ]
+        for run in runs
+    ]  # fmt: skip
+    for same in _groups(runs):
+        if len(same) > 1:
+            name, rate = CORES[same[0].model["core"]][0], same[0].training["learning_rate"]
+            label, seconds = f"**{name}, mean of {len(same)}**", _cpu_seconds(same)
+            rows.append([label, "", f"{rate:g}", "", f"**{_mean(same)}**", "", seconds, ""])
+    levels = [f"{name} {level:.1%}" for name, level in runs[0].levels.items()] if measure == "accuracy" else []
+    blocks = [_markdown(head, rows)]
+    if levels:
+        blocks.append(f"To compare with: {', '.join(levels)}.")
+    if runs[0].parts:
+        blocks.append(_parts(runs))
+    blocks.append(_settings(runs))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _groups(runs: Sequence[History]) -> list[list[History]]:
+    """Runs that differ in their seed only."""
+    found: dict[tuple[str, float], list[History]] = {}
+    for run in runs:
+        found.setdefault((run.model["core"], run.training["learning_rate"]), []).append(run)
+    return list(found.values())
+
+
+def _measured(run: History) -> str:
+    return f"{run.final.accuracy:.1%}" if run.measure == "accuracy" else f"{run.final.perplexity:,.2f}"
+
+
+def _mean(runs: Sequence[History]) -> str:
+    if runs[0].measure == "accuracy":
+        return f"{mean(run.final.accuracy for run in runs):.1%}"
+    return f"{mean(run.final.perplexity for run in runs):,.2f}"
+
+
+def _cpu_seconds(runs: Sequence[History]) -> str:
+    """Their mean; runs from before it was measured have none."""
+    seconds = mean(run.final.cpu_seconds for run in runs)
+    return f"{seconds:.0f}" if seconds else "-"
+
+
+def _parts(runs: Sequence[History]) -> str:
+    """Accuracy in each part of the task, the mean over the seeds of each model."""
+    groups = _groups(runs)
+    head = ["accuracy", *(f"{CORES[same[0].model['core']][0]}, seeds: {len(same)}" for same in groups)]
+    rows = [[part, *(f"{mean(run.parts[part] for run in same):.1%}" for same in groups)] for part in runs[0].parts]
+    return _markdown(head, rows)
+
+
+def _settings(runs: Sequence[History]) -> str:
+    """What the runs have in common, and a command that repeats the first of each model."""
+    first = runs[0]
+    model = {k: v for k, v in first.model.items() if k not in ("core", "backend")}
+    training = {k: v for k, v in first.training.items() if k not in ("learning_rate", "seed", "device")}
+    lines = [
+        f"{kind}: {', '.join(f'{name} {value}' for name, value in fields.items())}."
+        for kind, fields in (("Task", dict(first.options)), ("RMC and readout", model), ("Training", training))
+    ]
+    commands = list(dict.fromkeys(same[0].command for same in _groups(runs) if same[0].command))
+    backends = sorted({f"{CORES[run.model['core']][0]} {run.backend}" for run in runs})
+    lines.append(f"Backend: {', '.join(backends)}; {first.machine}.")
+    return "  \n".join(lines) + "\n\n" + "\n".join(f"    {command}" for command in commands)
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def fill(page: str, folder: Path) -> str:
+    """The page with every table made anew from the runs in `folder`."""
+    return BLOCK.sub(lambda m: f"{m[1]}{table(read_runs(folder / m[2]))}{m[3]}", page)
+
+
+def results(
+    page: Annotated[Path, typer.Option(help="The page whose tables are written.")] = Path("docs/results.md"),
+    runs: Annotated[Path, typer.Option(help="Folder of the folders that the page names.")] = Path("docs/results"),
+) -> None:
+    """Write the tables of a page and the plots beside their runs from the JSON that `rmc train` left."""
+    try:
+        text = page.read_text()
+        filled = fill(text, runs)
+        page.write_text(filled)
+        for _, name, _ in BLOCK.findall(text):
+            typer.echo(f"wrote {plot_curves(read_runs(runs / name), runs / name / 'curves.png')}")
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(f"wrote {page}")
