@@ -98,13 +98,8 @@ TABLE = (
     Entry(ANY, False, Tile(16, 64, 64, 64, 4, 3), "inner dimension in blocks: a resident row is too wide"),
     Entry(ANY, False, Tile(32, 64, 64, 64, 8, 3), "likewise"),
     Entry(ANY, False, Tile(64, 32, 32, 32, 8, 2), "likewise, as at 256"),
-    Entry(ANY, True, Tile(16, 32, 32, 32, 4, 2), "products without tensor cores unroll the inner block: small ones"),
-    Entry(
-        ANY,
-        True,
-        Tile(32, 32, 16, 16, 4, 2),
-        "248 registers; with an inner or head block of 32 3 to 22 spills",
-    ),
+    Entry(ANY, True, Tile(16, 16, 32, 32, 4, 2), "small blocks, as they are unrolled; at 32 columns sm_86 spills 7"),
+    Entry(ANY, True, Tile(32, 16, 16, 16, 4, 2), "likewise; at 32 columns sm_86 spills 31"),
     Entry(ANY, True, Tile(64, 32, 32, 16, 16, 2), "2 spills, none in a phase; at 8 warps 11 at least"),
 )
 #: Of the projections of the input side, which have no recurrence: ordinary products.
