@@ -104,7 +104,7 @@ def _replacements(node: ast.AST) -> Iterator[ast.AST]:
         yield node.operand
     elif isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARISONS:
         yield _with(node, ops=[_COMPARISONS[type(node.ops[0])]()])
-    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and node.value is not bool(node.value):
         yield _with(node, value=node.value + 1)
     elif isinstance(node, ast.Call):
         yield from _of_call(node)
