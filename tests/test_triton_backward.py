@@ -56,7 +56,8 @@ def run(case: Case, save: bool = False, grad: Tensor | None = None) -> tuple[Ten
     """The memories, and every gradient of their product with `grad` (drawn where it is None), by name."""
     call = case.call()
     memories, activations = TRITON.forward(case.spec, call, save)
-    assert activations.numel() == (TRITON.activation_size(case.spec, *case.x.shape[:2], case.x.dtype) if save else 0)
+    batch, steps = case.x.shape[:2]
+    assert activations.numel() == (TRITON.activation_size(case.spec, batch, steps, case.x.dtype) if save else 0)
     if grad is None:
         grad = torch.randn(memories.shape, generator=torch.Generator().manual_seed(1))
     needs = [True, True, call.reset_memory is not None, *[True] * len(call.params)]

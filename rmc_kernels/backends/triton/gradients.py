@@ -133,7 +133,7 @@ class _Backward:
         per_row = plan.work_width * item + (0 if self.saved else Activations.row_bytes(plan, item))
         per_step = self.rows * per_row + self.programs * plan.sums_width * 4
         chunks = triton.cdiv(self.call.steps, min(MOST_STEPS, max(1, WORKSPACE_BYTES // per_step)))
-        return triton.cdiv(self.call.steps, chunks)
+        return int(triton.cdiv(self.call.steps, chunks))
 
     def _walk(
         self, grad: Tensor, side: launch.InputSide, carry: Tensor, reset_carry: Tensor | None, d_inputs: Tensor
@@ -203,7 +203,7 @@ class _Backward:
 
     def _per_element(self, rows: Tensor) -> Tensor:
         """[count * B, width] float32: rows [count * rows, width] summed over those of an element."""
-        split = rows.unflatten(0, (-1, self.rows // self.plan.padded, self.plan.padded))
+        split: Tensor = rows.unflatten(0, (-1, self.rows // self.plan.padded, self.plan.padded))
         return split[:, : self.call.batch_size].sum(2, dtype=torch.float32).flatten(0, 1)
 
     def _input_back(self, d_inputs: Tensor, d_gates: Tensor | None) -> Tensor | None:
