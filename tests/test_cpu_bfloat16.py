@@ -16,7 +16,7 @@ from rmc_kernels.verify import Case, check_case
 from tests.cpu_cases import INF, SPECS, everything, make, same_bits
 
 each_isa = pytest.mark.parametrize("isa", BFLOAT16_ISAS)
-some_specs = pytest.mark.parametrize("name", ["sonnet_odd", "sonnet_matrix_blocks", "textbook_projected", "l0sg"])
+NAMES = ("sonnet_odd", "sonnet_matrix_blocks", "textbook_projected", "l0sg")
 
 
 def make_half(name: str, batch: int, steps: int, options: str = "") -> tuple[Call, Tensor]:
@@ -35,8 +35,7 @@ def two_threads() -> Iterator[None]:
 
 
 @each_isa
-@pytest.mark.parametrize("recompute", ["full", "none"])
-@some_specs
+@pytest.mark.parametrize(("name", "recompute"), zip(NAMES, ("full", "none", "full", "none"), strict=True))
 def test_parity(name: str, recompute: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKENDS, "cpu", CpuBackend(isa))
     case = Case(SPECS[name], "bfloat16", batch_size=5, steps=5, lengths=True, resets=True, recompute=recompute)
@@ -45,7 +44,7 @@ def test_parity(name: str, recompute: str, isa: str, monkeypatch: pytest.MonkeyP
 
 
 @each_isa
-@some_specs
+@pytest.mark.parametrize("name", NAMES)
 def test_bits_depend_on_neither_batch_nor_threads(name: str, isa: str, two_threads: None) -> None:
     call, grad = make_half(name, 23, 6, "lr")
     whole = everything(CpuBackend(isa), SPECS[name], call, grad)
