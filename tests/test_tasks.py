@@ -172,9 +172,9 @@ def size(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("core", CORES[1:])
-@pytest.mark.parametrize(("name", "preset"), [(task, preset) for task in PRESETS for preset in PRESETS[task]])
-def test_every_model_has_as_many_parameters_as_the_rmc_within_one_percent(name: str, preset: str, core: Core) -> None:
-    config = PRESETS[name][preset].model
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_model_has_as_many_parameters_as_the_rmc_within_one_percent(name: str, core: Core) -> None:
+    config = PRESETS[name]["small"].model
     with torch.device("meta"):
         input_size, words = 40 if name == "nth-farthest" else None, name == "babi"
         rmc, other = (build(replace(config, core=c), 500, input_size=input_size, words=words) for c in ("rmc", core))
