@@ -218,7 +218,9 @@ class MemoryModule(nn.Module):
     def _inference(self, x: Tensor, memory: Tensor, sequence: bool) -> Tensor | None:
         """The memories of a plain inference call by the bound layer; None where the ordinary way is to be taken."""
         bound = None if torch.compiler.is_compiling() else self._bound
-        if bound is None or self.backend not in ("auto", "cpu") or (self.training and self.spec.dropout):
+        if bound is None or self.backend not in ("auto", "cpu") or bound.backend is not backends.BACKENDS["cpu"]:
+            return None
+        if self.training and self.spec.dropout:
             return None
         return bound(x, memory, sequence)
 
@@ -234,7 +236,8 @@ class MemoryModule(nn.Module):
         """Bind the parameters that served a call, where the next one may take the short way."""
         if not backends.is_inference() or x.device.type != "cpu" or self.backend == "reference":
             return
-        if backends.choose(self.backend, self.spec, x.dtype, x.device).name != "cpu":
+        chosen = backends.choose(self.backend, self.spec, x.dtype, x.device)
+        if not isinstance(chosen, backends.CpuBackend):
             return
         places: list[tuple[dict[str, Any], str, Any]] = []
         for path, leaves in self._owners.items():
@@ -245,7 +248,7 @@ class MemoryModule(nn.Module):
             if not leaves.keys() <= node._parameters.keys():
                 return
             places += [(node._parameters, leaf, params[name]) for leaf, name in leaves.items()]
-        self._bound = backends.bind(self.spec, [params[name] for name in self.spec.parameter_names], places)
+        self._bound = backends.bind(chosen, self.spec, [params[name] for name in self.spec.parameter_names], places)
 
     def _leading_axes(self, x: Tensor, axes: str) -> int:
         """How many axes stand before one step's input: all of `axes`, or one fewer where x is unbatched."""

@@ -63,13 +63,20 @@ def _interpreted_slow(serving: list[Any]) -> list[Any]:
     return [pytest.param(*found.values, id=found.id, marks=_marks(found)) for found in serving]
 
 
+def _dear(found: Any, option: str) -> list[pytest.MarkDecorator]:
+    """Slow where a cheaper case stands for it: without options, and float16, which is widened as bfloat16 is."""
+    backend, _, dtype, name = found.values
+    plain = option == "plain" and name not in cases.VARIANTS
+    return [pytest.mark.slow] if backend == "cpu" and (plain or dtype == "float16") else []
+
+
 def _parity_cases() -> list[Any]:
     """Every spec in float32; half types, and the reference against itself, on a sample; `rmc verify` does the rest.
 
     So it is where Triton interprets; `test_triton_interpreted.py` has every spec and dtype.
     """
     return [
-        pytest.param(*found.values, option, id=f"{found.id}-{option}", marks=_marks(found))
+        pytest.param(*found.values, option, id=f"{found.id}-{option}", marks=[*_marks(found), *_dear(found, option)])
         for found in _served(SERVING, SPECS)
         for option in OPTIONS
         if (found.values[2] == "float32" and found.values[:2] not in SLOW)

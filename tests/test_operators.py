@@ -27,7 +27,7 @@ def _forward_arguments(case: Case, backend: str, save: bool) -> tuple[Any, ...]:
 @pytest.mark.parametrize(
     "backend, name",
     [
-        (b, name)
+        pytest.param(b, name, marks=[pytest.mark.slow] if b == "triton" and name != "sonnet" else [])
         for b in BACKENDS
         for name in ("sonnet", "matrix-blocks", "textbook", "l0sg", "r2gen")
         if served(b, name)
@@ -93,7 +93,11 @@ def _fused() -> list[str]:
     return [name for name in BACKENDS if name != "reference"]
 
 
-@pytest.mark.parametrize("backend", _fused())
+def _interpreted_is_slow() -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.slow] if name == "triton" else []) for name in _fused()]
+
+
+@pytest.mark.parametrize("backend", _interpreted_is_slow())
 def test_a_compiled_layer_does_not_recompile_for_other_sizes(backend: str) -> None:
     layer = RelationalMemory(5, 3, 4, 2, backend=backend)
     torch._dynamo.reset()

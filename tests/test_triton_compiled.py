@@ -72,7 +72,13 @@ def test_a_tile_is_not_wider_than_the_cell() -> None:
 
 @pytest.mark.parametrize(
     "number, target, name",
-    [(1, "sm_80", None), (9, "sm_90", None), (12, "sm_86", None), (0, "gfx942", "textbook"), (0, "sm_120", "blocks")],
+    [
+        (1, "sm_80", None),
+        pytest.param(9, "sm_90", None, marks=pytest.mark.slow),
+        pytest.param(12, "sm_86", None, marks=pytest.mark.slow),
+        (0, "gfx942", "textbook"),
+        pytest.param(0, "sm_120", "blocks", marks=pytest.mark.slow),
+    ],
 )
 def test_entries_compile_without_spills(number: int, target: str, name: str | None) -> None:
     """A sample; `make matrix` compiles all."""

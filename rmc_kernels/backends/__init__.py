@@ -22,7 +22,7 @@ from rmc_kernels.backends.triton import TritonBackend
 from rmc_kernels.spec import CellSpec
 
 __all__ = [
-    "BACKENDS", "CHOICES", "Backend", "BoundLayer", "Call", "Explanation", "bind", "choose", "explain",
+    "BACKENDS", "CHOICES", "Backend", "BoundLayer", "Call", "CpuBackend", "Explanation", "bind", "choose", "explain",
     "frozen_weights", "is_inference", "is_plain",
 ]  # fmt: skip
 

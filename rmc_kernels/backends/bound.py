@@ -26,7 +26,10 @@ _TENSORS = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 class BoundLayer:
     """The parameters of a layer that the C++ backend serves, and where they were found. Made by `bind`."""
 
-    def __init__(self, spec: CellSpec, params: Sequence[Tensor], places: Sequence[Place]) -> None:
+    def __init__(
+        self, backend: cpu.CpuBackend, spec: CellSpec, params: Sequence[Tensor], places: Sequence[Place]
+    ) -> None:
+        self.backend = backend
         self._spec, self._params, self._dtype = spec, tuple(params), params[0].dtype
         self._native = cpu.bound_cell(_TENSORS, params, places)
         self._cells: dict[cpu.Kernels, Any] = {}  # cpu.cell hashes the whole spec: 3 us
@@ -48,7 +51,7 @@ class BoundLayer:
             return None
         if x.dtype is not self._dtype or memory.dim() != 3:
             return None
-        kernels = cpu.kernels(self._dtype, cpu.forced_isa)[memory.shape[0] * memory.shape[1] >= cpu.AMX_ROWS]
+        kernels = self.backend.kernels(self._dtype)[memory.shape[0] * memory.shape[1] >= cpu.AMX_ROWS]
         cell = self._cells.get(kernels)
         if cell is None:
             cell = self._cells[kernels] = cpu.cell(self._spec, *kernels)
@@ -66,10 +69,13 @@ class BoundLayer:
         return memories if done else None
 
 
-def bind(spec: CellSpec, params: Sequence[Tensor], places: Sequence[Place]) -> BoundLayer | None:
+def bind(
+    backend: cpu.CpuBackend, spec: CellSpec, params: Sequence[Tensor], places: Sequence[Place]
+) -> BoundLayer | None:
     """The parameters of a layer, bound.
 
     Args:
+        backend: what served a call of the layer.
         spec: the cell.
         params: in the order of `spec.parameter_names`, as they served a call of the C++ backend.
         places: every module and parameter on the way to them.
@@ -80,7 +86,7 @@ def bind(spec: CellSpec, params: Sequence[Tensor], places: Sequence[Place]) -> B
     if _TENSORS is None or not is_plain(*params) or any(map(Tensor.is_neg, params)):
         return None
     try:
-        return BoundLayer(spec, params, places)
+        return BoundLayer(backend, spec, params, places)
     except ValueError:
         return None
 

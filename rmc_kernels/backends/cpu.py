@@ -140,7 +140,7 @@ class CpuBackend:
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
         """See `Backend.activation_size`: linear in steps and in batch elements, whichever kernels run."""
-        sizes = [cell(spec, *kernels).activation_bytes for kernels in set(self._kernels(dtype))]
+        sizes = [cell(spec, *kernels).activation_bytes for kernels in set(self.kernels(dtype))]
         per_element, per_tile = map(max, zip(*sizes, strict=True))
         return _HEADER + steps * (batch_size * per_element + per_tile)  # type: ignore[no-any-return]
 
@@ -179,11 +179,12 @@ class CpuBackend:
         )  # fmt: skip
         return [g if t is None else g.to(t.dtype) for g, t in zip(grads, wanted, strict=True)]
 
-    def _kernels(self, dtype: torch.dtype) -> tuple[Kernels, Kernels]:
+    def kernels(self, dtype: torch.dtype) -> tuple[Kernels, Kernels]:
+        """Those for calls of fewer than AMX_ROWS memory rows, and for larger ones."""
         return kernels(dtype, self._isa or forced_isa)
 
     def _choose(self, spec: CellSpec, call: Call) -> Kernels:
-        return self._kernels(call.x.dtype)[call.batch_size * spec.mem_slots >= AMX_ROWS]
+        return self.kernels(call.x.dtype)[call.batch_size * spec.mem_slots >= AMX_ROWS]
 
 
 def _behind_header(activations: Tensor) -> tuple[int, int]:
