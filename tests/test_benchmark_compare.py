@@ -279,9 +279,9 @@ def test_records_from_before_memory_was_measured_are_read() -> None:
     assert "| 1,337,248 | 334,372 | 313,243 | 3.90 |" in markdown.one_thread(old)
 
 
-@pytest.mark.parametrize("page", ["docs/performance.md"])
+@pytest.mark.parametrize("page", ["docs/performance.md", "README.md"])
 def test_a_page_says_what_its_result_says(page: str) -> None:
-    """After a new result: `rmc bench report benchmarks/results/cpu-quick.json docs/performance.md`."""
+    """After a new result: `rmc bench report benchmarks/results/cpu-quick.json docs/performance.md README.md`."""
     root = Path(__file__).resolve().parent.parent
     text = (root / page).read_text(encoding="utf-8")
     stored = (root / "benchmarks" / "results" / "cpu-quick.json").read_text(encoding="utf-8")
