@@ -35,13 +35,14 @@ demo: setup
 	$(SAY) "demo"
 	$(PY) -m rmc_kernels demo
 
-# Whether Triton interprets holds for a process: its tests under the interpreter run beside the others.
+# Two processes of about the same time. Whether Triton interprets holds for a process, so its tests are with the second.
 test: setup
-	$(SAY) "tests, and beside them those of Triton under its interpreter"
+	$(SAY) "tests, and beside them those of the C++ kernels and of Triton under its interpreter"
 	@mkdir -p build
-	@TRITON_INTERPRET=1 $(PY) -m pytest -q -k triton >build/interpreted.log 2>&1 & \
-	$(PY) -m pytest -q; others=$$?; wait $$!; interpreted=$$?; \
-	cat build/interpreted.log; exit $$((others | interpreted))
+	@(TRITON_INTERPRET=1 $(PY) -m pytest -q -k triton; interpreted=$$?; \
+	$(PY) -m pytest -q tests/test_cpu_*.py; exit $$((interpreted | $$?))) >build/beside.log 2>&1 & \
+	$(PY) -m pytest -q --ignore-glob='*/test_cpu_*'; others=$$?; wait $$!; beside=$$?; \
+	cat build/beside.log; exit $$((others | beside))
 
 interpret: setup
 	$(SAY) "every test of the Triton kernels under the strict interpreter"
