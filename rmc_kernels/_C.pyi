@@ -89,8 +89,11 @@ class Cell:
 class BoundCell:
     """A cell bound to the parameters of one layer. `rmc_kernels.backends.bound` is its only caller."""
 
-    def __init__(self, api: object, params: list[object], places: list[tuple[object, ...]]) -> None:
-        """`api` is torch's `__dlpack_c_exchange_api__`; a place is (dictionary, key, value)."""
+    def __init__(self, api: object, params: tuple[object, ...], places: tuple[tuple[object, ...], ...]) -> None:
+        """`api` is torch's `__dlpack_c_exchange_api__`; a place is (dictionary, key, value).
+
+        Both tuples are borrowed: whoever holds this holds them too.
+        """
     def forward(
         self,
         cell: Cell,

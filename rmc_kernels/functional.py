@@ -252,5 +252,9 @@ def _fused(spec: CellSpec, backend: str, call: Call, save: bool) -> Tensor:
 
 
 def _final(memories: Tensor, call: Call) -> Tensor:
-    """The last memory, as a tensor of its own: carrying it must not keep the whole sequence alive."""
-    return memories[:, -1].contiguous() if call.steps else call.memory
+    return last(memories) if call.steps else call.memory
+
+
+def last(memories: Tensor) -> Tensor:
+    """The last of [B, T, N, D], a tensor of its own: carrying it must not keep the whole sequence alive."""
+    return memories[:, -1].clone(memory_format=torch.contiguous_format)

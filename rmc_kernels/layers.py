@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rmc_kernels import errors
+from rmc_kernels.functional import last
 from rmc_kernels.module import MemoryModule
 from rmc_kernels.spec import CellSpec, GateStyle
 
@@ -133,7 +134,7 @@ class RelationalMemory(MemoryModule):
         if memory is not None and lengths is None and resets is None and self.batch_first and not return_attention:
             memories = self._inference(x, memory, sequence=True)
             if memories is not None:
-                return self._read(memories, x.dtype), memories[:, -1].contiguous()
+                return self._read_inference(memories, x.dtype), last(memories)
         extra = self._leading_axes(x, "B, T" if self.batch_first else "T, B")
         if extra == 1:
             return self._forward_unbatched(x, memory, lengths, resets, return_attention)
@@ -210,14 +211,15 @@ class RelationalMemoryCell(MemoryModule):
 
         Returns:
             output: [B, output_size] (unbatched: [output_size]), in x's dtype.
-            memory: [B, N, D], float32 for half types.
+            memory: [B, N, D], float32 for half types. With the "concat" read head and no gradient both may share
+                storage, as the output of nn.LSTMCell is its state: write into neither.
 
         Raises:
             TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
         """
         memories = None if memory is None else self._inference(x, memory, sequence=False)
         if memories is not None:
-            return self._read(memories, x.dtype), memories
+            return self._read_inference(memories, x.dtype), memories
         extra = self._leading_axes(x, "B")
         rows = x if extra else x[None]
         output, final, _ = self._unroll(rows[:, None], memory, None, None, attention=False)

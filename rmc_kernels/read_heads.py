@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module
 
 from rmc_kernels import errors
 
@@ -72,6 +73,11 @@ class ReadHead(nn.Module):
         weight = self.weight.to(memory.dtype)
         scores = weight if self.kind == "weighted" else memory @ weight * self.mem_size**-0.5
         return (torch.softmax(scores, -1)[..., None] * memory).sum(-2)
+
+    def is_watched(self) -> bool:
+        """Whether a call does more than `forward` as it stands here: hooks, or another `forward`."""
+        hooked = self._forward_hooks or self._forward_pre_hooks or module._global_forward_hooks
+        return bool(hooked or module._global_forward_pre_hooks or "forward" in self.__dict__)
 
     def extra_repr(self) -> str:
         """The kind and sizes."""

@@ -167,6 +167,26 @@ def test_after_an_interrupted_backward_pass(interrupt: Callable[[], None]) -> No
     same_bits(want, outputs_and_gradients(layer, x))
 
 
+def test_a_handler_may_call_a_layer() -> None:
+    """In the middle of a call, with sizes of its own; neither sees the other."""
+    layer, _ = layer_and_input()
+    other, x = RelationalMemory(10, 8, 32, 4, backend="cpu"), torch.randn(64, 3000, 10)
+    small = torch.randn(200, 2, 10)
+    calls = []
+    with torch.no_grad():
+        want, expected = layer(x)[1], other(small)[1]
+        before = signal.signal(signal.SIGALRM, lambda *_: calls.append(other(small)[1]))
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.2)
+        try:
+            got = layer(x)[1]
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    assert torch.equal(got, want)
+    assert calls
+    assert all(torch.equal(found, expected) for found in calls)
+
+
 def test_idle_threads_sleep() -> None:
     spec = SPECS["sonnet"]
     call, _ = make(spec, 64, 4)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,8 +89,10 @@ def test_half_types_and_read_heads(dtype: torch.dtype, head: str, monkeypatch: p
     with torch.no_grad():
         want = ordinary(monkeypatch, lambda: cell(x, memory))
         same(cell(x, memory), want)
-        with cell.frozen_weights(), only_bound(monkeypatch):
+        with cell.frozen_weights():
             same(cell(x, memory), want)
+            with only_bound(monkeypatch):
+                same(cell(x, memory), want)
 
 
 def test_allocates_its_output_only() -> None:
@@ -270,6 +275,92 @@ def test_hooks_on_the_read_head_run() -> None:
     with torch.no_grad():
         cell(x, memory)
     assert len(seen) == 1
+
+
+def test_another_read_head_runs() -> None:
+    cell, x, memory = small_cell()
+    cell.read_head = nn.Identity()  # type: ignore[assignment]
+    with torch.no_grad():
+        output, state = cell(x, memory)
+    assert torch.equal(output, state)
+
+
+def test_another_spec_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, x, memory = small_cell()
+    with torch.no_grad():
+        before = cell(x, memory)[1]
+        cell.spec = replace(cell.spec, forget_bias=5.0)
+        after = cell(x, memory)
+        same(after, ordinary(monkeypatch, lambda: cell(x, memory)))
+    assert not torch.equal(before, after[1])
+
+
+@pytest.mark.parametrize("rows", [None, 1])
+@pytest.mark.parametrize("shape", [(1, 6), (1, 1, 6), (2, 1, 6), (1, 1, 1, 6)])
+def test_a_row_axis_is_one_of_the_spec(shape: tuple[int, ...], rows: int | None) -> None:
+    """Shapes that only a cell with matrix input, or only one without, reads as a batch."""
+    x, memory = torch.randn(shape), torch.randn(shape[0], 3, 16)
+    for kind in (RelationalMemoryCell, RelationalMemory):
+        model = kind(6, 3, 8, 2, input_rows=rows, backend="cpu").eval()
+        fresh = copy.deepcopy(model)
+        lead = (2,) if kind is RelationalMemoryCell else (2, 2)
+        with torch.no_grad():
+            model(torch.randn(*lead, *model.spec.input_shape), torch.randn(2, 3, 16))
+            assert model._bound is not None
+            assert outcome(model, x, memory) == outcome(fresh, x, memory)
+
+
+def outcome(model: nn.Module, x: Tensor, memory: Tensor) -> object:
+    """The values as lists, or the message of the error."""
+    try:
+        return [part.tolist() for part in model(x, memory)]
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_bound_layer_is_collected() -> None:
+    cell, x, memory = small_cell()
+    cell.read_head.register_forward_hook(cell.forward)  # type: ignore[arg-type]  # a cycle through a hook
+    with torch.no_grad():
+        cell._bound = None
+        hooks = cell.read_head._forward_hooks.copy()
+        cell.read_head._forward_hooks.clear()
+        cell(x, memory)
+        cell.read_head._forward_hooks.update(hooks)
+    assert cell._bound is not None
+    seen = weakref.ref(cell)
+    del cell, hooks
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_state_of_a_subclass_s_own() -> None:
+    class Own(RelationalMemoryCell):
+        def __getstate__(self) -> dict[str, Any]:
+            return self.__dict__.copy()
+
+    cell = Own(6, 3, 8, 2, backend="cpu").eval()
+    x, memory = torch.randn(2, 6), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        want = cell(x, memory)
+        assert cell._bound is not None
+        same(copy.deepcopy(cell)(x, memory), want)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of each shape that a trace takes for a constant
+def test_traced_modules_compute() -> None:
+    cell, x, memory = small_cell()
+    with torch.no_grad():
+        traced = torch.jit.trace(cell, (x, memory))
+        same(traced(x + 1, memory), cell(x + 1, memory))
+
+
+def test_the_final_memory_keeps_no_sequence_alive() -> None:
+    layer = RelationalMemory(6, 3, 8, 2, backend="cpu").eval()
+    with torch.no_grad():
+        for _ in range(2):
+            memory = layer(torch.randn(1, 50, 6), torch.randn(1, 3, 16))[1]
+            assert memory.untyped_storage().nbytes() == 4 * memory.numel()
 
 
 def test_options_take_the_ordinary_way() -> None:

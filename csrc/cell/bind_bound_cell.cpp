@@ -32,35 +32,39 @@ class Seen {
 };
 
 // places: (dictionary, key, value) for every module and parameter on the way to the parameters.
+// Objects are borrowed: who holds this holds them too. Owned here, they would hide cycles from Python's collector.
 class BoundCell {
  public:
-  BoundCell(const py::capsule& api, std::vector<py::object> params, const std::vector<py::tuple>& places)
-      : params_(std::move(params)) {
+  BoundCell(const py::capsule& api, const py::tuple& params, const py::tuple& places) {
     if (std::strcmp(api.name(), kDlpackCapsule) != 0) throw std::invalid_argument("api: not an exchange API of DLPack");
     for (api_ = api.get_pointer<DLPackExchangeAPI>(); api_ && api_->major != kDlpackMajor;) api_ = api_->previous;
     if (!api_ || !api_->borrow) throw std::invalid_argument("api: no version that is known here");
-    for (const py::object& param : params_) {
+    for (py::handle param : params) {
       DLTensor t;
       if (!borrow(*api_, param.ptr(), t) || t.device.type != kDlCpu || !t.contiguous())
         throw std::invalid_argument("params: takes contiguous tensors on the CPU");
+      params_.push_back(param.ptr());
       seen_.emplace_back(t);
       addresses_.push_back(t.begin());
       float32_ = float32_ && t.dtype == kDlFloat32;
     }
-    for (const py::tuple& place : places) places_.push_back({place[0].cast<py::dict>(), place[1], place[2]});
+    for (py::handle item : places) {
+      const auto place = item.cast<py::tuple>();
+      places_.push_back({place[0].cast<py::dict>().ptr(), py::object(place[1]).ptr(), py::object(place[2]).ptr()});
+    }
   }
 
   // Whether the parameters still are the tensors they were, where they were, and, with `versions`, whether torch
   // counted no write to them since it gave these numbers (None for a tensor without).
   bool holds(const py::tuple* versions) const {
     for (const Place& place : places_) {
-      PyObject* found = PyDict_GetItemWithError(place.dictionary.ptr(), place.key.ptr());
-      if (found != place.value.ptr()) return PyErr_Clear(), false;
+      PyObject* found = PyDict_GetItemWithError(place.dictionary, place.key);
+      if (found != place.value) return PyErr_Clear(), false;
     }
     DLTensor t;
     for (size_t i = 0; i < params_.size(); i++) {
-      if (!borrow(*api_, params_[i].ptr(), t) || !seen_[i].same(t)) return false;
-      if (versions && !same_version(params_[i].ptr(), PyTuple_GET_ITEM(versions->ptr(), i))) return false;
+      if (!borrow(*api_, params_[i], t) || !seen_[i].same(t)) return false;
+      if (versions && !same_version(params_[i], PyTuple_GET_ITEM(versions->ptr(), i))) return false;
     }
     return true;
   }
@@ -95,8 +99,7 @@ class BoundCell {
 
  private:
   struct Place {
-    py::dict dictionary;
-    py::object key, value;
+    PyObject *dictionary, *key, *value;
   };
 
   bool same_version(PyObject* param, PyObject* version) const {
@@ -115,7 +118,7 @@ class BoundCell {
   }
 
   const DLPackExchangeAPI* api_ = nullptr;
-  std::vector<py::object> params_;
+  std::vector<PyObject*> params_;
   std::vector<Seen> seen_;
   std::vector<const void*> addresses_;
   std::vector<Place> places_;
@@ -127,8 +130,8 @@ class BoundCell {
 
 void register_bound_cell(py::module_& m) {
   py::class_<BoundCell>(m, "BoundCell", "A cell bound to the parameters of one layer.")
-      .def(py::init<const py::capsule&, std::vector<py::object>, const std::vector<py::tuple>&>(), py::arg("api"),
-           py::arg("params"), py::arg("places"))
+      .def(py::init<const py::capsule&, const py::tuple&, const py::tuple&>(), py::arg("api"), py::arg("params"),
+           py::arg("places"))
       .def("forward", &BoundCell::forward);
 }
 

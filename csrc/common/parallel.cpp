@@ -10,8 +10,8 @@
 #include <deque>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
+#include <utility>
 
 #include "common/interrupt.h"
 
@@ -108,7 +108,7 @@ class Pool {
     pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are for the program's own threads
     try {
       for (; size_ < wanted; size_++) std::thread([this] { serve(); }).detach();
-    } catch (const std::system_error&) {
+    } catch (...) {
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
@@ -169,7 +169,13 @@ void parallel_for(int64_t tasks, int threads, Task task, void* context) {
 
 void check_abandoned() {
   if (current && current->failed.load(std::memory_order_relaxed)) throw Interrupted();
-  if (!pooled) ask_for_interrupt();
+  if (pooled) return;
+  // A call that a signal's handler makes is no part of this region.
+  struct Outside {
+    Region* const region = std::exchange(current, nullptr);
+    ~Outside() { current = region; }
+  } outside;
+  ask_for_interrupt();
 }
 
 int64_t parallel_regions() { return regions.load(std::memory_order_relaxed); }

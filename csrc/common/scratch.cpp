@@ -48,6 +48,20 @@ thread_local Buffer buffers[4];
 
 void* scratch(Scratch use, size_t bytes) { return buffers[static_cast<int>(use)].need(bytes); }
 
+FreshScratch::FreshScratch() {
+  for (int i = 0; i < 4; i++) {
+    held_[i] = {buffers[i].data, buffers[i].size};
+    buffers[i].data = nullptr, buffers[i].size = 0;
+  }
+}
+
+FreshScratch::~FreshScratch() {
+  for (int i = 0; i < 4; i++) {
+    buffers[i].reset();
+    buffers[i].data = held_[i].data, buffers[i].size = held_[i].size;
+  }
+}
+
 void release_scratch() {
   for (Buffer& buffer : buffers) {
     if (buffer.size > kKeep) buffer.reset();

@@ -14,6 +14,22 @@ void* scratch(Scratch use, size_t bytes);
 // Gives back what is larger than a thread may keep.
 void release_scratch();
 
+// Sets this thread's scratch memory aside while it lives: for foreign code in the middle of a call, which may call in
+// turn.
+class FreshScratch {
+ public:
+  FreshScratch();
+  ~FreshScratch();
+  FreshScratch(const FreshScratch&) = delete;
+  FreshScratch& operator=(const FreshScratch&) = delete;
+
+ private:
+  struct Held {
+    void* data;
+    size_t size;
+  } held_[4];
+};
+
 // Hands out consecutive, cache-line aligned pieces of a buffer; with a null buffer it only adds up their sizes.
 class Bump {
  public:

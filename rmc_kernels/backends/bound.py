@@ -29,12 +29,15 @@ class BoundLayer:
     def __init__(
         self, backend: cpu.CpuBackend, spec: CellSpec, params: Sequence[Tensor], places: Sequence[Place]
     ) -> None:
-        self.backend = backend
-        self._spec, self._params, self._dtype = spec, tuple(params), params[0].dtype
-        self._native = cpu.bound_cell(_TENSORS, params, places)
+        self.backend, self.spec = backend, spec
+        self._params, self._places, self._dtype = tuple(params), tuple(places), params[0].dtype
+        self._native = cpu.bound_cell(_TENSORS, self._params, self._places)
         self._cells: dict[cpu.Kernels, Any] = {}  # cpu.cell hashes the whole spec: 3 us
         #: The open blocks when last looked at, and the one of these parameters; one value, for threads.
         self._frozen: tuple[tuple[weights.FrozenWeights, ...], weights.FrozenWeights | None] = ((), None)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # copies bind anew
 
     def __call__(self, x: Tensor, memory: Tensor, sequence: bool) -> Tensor | None:
         """The memories after each step.
@@ -49,17 +52,19 @@ class BoundLayer:
         """
         if type(x) not in PLAIN_TYPES or type(memory) not in PLAIN_TYPES or not is_inference():
             return None
-        if x.dtype is not self._dtype or memory.dim() != 3:
+        if x.dtype is not self._dtype or memory.dim() != 3 or x.shape[1 + sequence :] != self.spec.input_shape:
             return None
         kernels = self.backend.kernels(self._dtype)[memory.shape[0] * memory.shape[1] >= cpu.AMX_ROWS]
         cell = self._cells.get(kernels)
         if cell is None:
-            cell = self._cells[kernels] = cpu.cell(self._spec, *kernels)
+            cell = self._cells[kernels] = cpu.cell(self.spec, *kernels)
         blocks, block = self._frozen
         if blocks is not weights.frozen_blocks:
             blocks = weights.frozen_blocks
             block = next((b for b in blocks if b.matches(self._params)), None)
             self._frozen = blocks, block
+        if block is None and self._dtype in weights.HALF_TYPES:
+            return None  # C++ reads packed weights or float32
         packed, versions = (None, ()) if block is None else (block.packed(cell, False), block.versions)
         rows, start = weights.as_read(x), weights.as_read(memory)
         if self._dtype in weights.HALF_TYPES:
@@ -84,6 +89,8 @@ def bind(
         None where this torch does not tell C how tensors lie, or where they do not lie as the C++ code reads them.
     """
     if _TENSORS is None or not is_plain(*params) or any(map(Tensor.is_neg, params)):
+        return None
+    if params[0].dtype in weights.HALF_TYPES and weights.frozen_block(params) is None:
         return None
     try:
         return BoundLayer(backend, spec, params, places)

@@ -80,13 +80,13 @@ def cell(spec: CellSpec, precision: str, isa: str) -> Any:
     return _C.Cell(config, precision, isa)
 
 
-def bound_cell(tensors: object, params: Sequence[Tensor], places: Sequence[tuple[object, ...]]) -> Any:
-    """A cell bound to parameters; see `bound.BoundLayer`.
+def bound_cell(tensors: object, params: tuple[Tensor, ...], places: tuple[tuple[object, ...], ...]) -> Any:
+    """A cell bound to parameters, which it borrows; see `bound.BoundLayer`.
 
     Raises:
         ValueError: they do not lie as the C++ code reads them.
     """
-    return _C.BoundCell(tensors, list(params), list(places))
+    return _C.BoundCell(tensors, params, places)
 
 
 def kernels(dtype: torch.dtype, forced: str) -> tuple[Kernels, Kernels]:
