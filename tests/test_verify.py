@@ -424,6 +424,18 @@ def test_a_time_budget_bounds_the_built_in_cases_too(install: Callable[[Referenc
     assert not report.ok
 
 
+def test_random_cases_have_half_of_a_time_budget(
+    install: Callable[[ReferenceBackend], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(WRONG["raises"])
+    clock = itertools.count()
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    report = run(backends=["cpu"], variants=["sonnet"], dtypes=["float32"], time_budget=16)
+    built_in = [one for one in report.results if one.case in quick_cover()]
+    assert built_in
+    assert len(report.results) > len(built_in)
+
+
 def test_histograms_count_every_tensor() -> None:
     def compared(rms: float, largest: float) -> Comparison:
         return Comparison(Errors(1, rms**2, largest, 1.0, 1e-7), Errors(1, 1.0, 1.0, 1.0, 1e-7))

@@ -96,7 +96,7 @@ def show(report: Report, console: Console) -> None:
     if len(report.misses) > SHOWN_MISSES:
         console.print(f"... and {len(report.misses) - SHOWN_MISSES} more misses")
     if report.left_out:
-        console.print(f"The time was over before {report.left_out} built-in cases were run.", style="yellow")
+        console.print(f"The time was too short for {report.left_out} built-in cases.", style="yellow")
     ran = sum(result.status != "not served" for result in report.results)
     verdict = (
         "[green]right[/]" if report.ok else ("[red]MISSED[/]" if report.misses else "[red]nothing was verified[/]")
