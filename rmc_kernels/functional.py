@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from rmc_kernels import backends, errors
 from rmc_kernels.autograd import RelationalMemoryFunction, run_forward
-from rmc_kernels.backends import Call
+from rmc_kernels.backends import HALF_TYPES, Call
 from rmc_kernels.backends.reference import unroll as reference_unroll
 from rmc_kernels.spec import CellSpec
 
-HALF_TYPES = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float64, *HALF_TYPES)
 RECOMPUTE = ("full", "none")
 

@@ -1,10 +1,8 @@
 // A cell bound to the parameters of one layer, for calls that pay little besides the kernel: everything that the
 // ordinary way checks in Python was checked when it was bound, and what may have changed since is compared here.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <cstring>
-#include <memory>
 #include <stdexcept>
 #include <vector>
 

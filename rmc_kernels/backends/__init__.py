@@ -16,14 +16,14 @@ from rmc_kernels import errors
 from rmc_kernels.backends.bound import BoundLayer, bind, is_inference
 from rmc_kernels.backends.cpu import CpuBackend, frozen_weights
 from rmc_kernels.backends.plain import active_transform, is_plain
-from rmc_kernels.backends.protocol import Backend, Call
+from rmc_kernels.backends.protocol import HALF_TYPES, Backend, Call
 from rmc_kernels.backends.reference import ReferenceBackend
 from rmc_kernels.backends.triton import TritonBackend
 from rmc_kernels.spec import CellSpec
 
 __all__ = [
-    "BACKENDS", "CHOICES", "Backend", "BoundLayer", "Call", "CpuBackend", "Explanation", "bind", "choose", "explain",
-    "frozen_weights", "is_inference", "is_plain",
+    "BACKENDS", "CHOICES", "HALF_TYPES", "Backend", "BoundLayer", "Call", "CpuBackend", "Explanation", "bind", "choose",
+    "explain", "frozen_weights", "is_inference", "is_plain",
 ]  # fmt: skip
 
 REFERENCE = ReferenceBackend()

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from rmc_kernels.backends import cpu, weights
 from rmc_kernels.backends.plain import PLAIN_TYPES, is_plain, is_watched
+from rmc_kernels.backends.protocol import HALF_TYPES
 from rmc_kernels.spec import CellSpec
 
 #: (dictionary, key, value): where a module or a parameter was found.
@@ -60,14 +61,12 @@ class BoundLayer:
             cell = self._cells[kernels] = cpu.cell(self.spec, *kernels)
         blocks, block = self._frozen
         if blocks is not weights.frozen_blocks:
-            blocks = weights.frozen_blocks
-            block = next((b for b in blocks if b.matches(self._params)), None)
-            self._frozen = blocks, block
-        if block is None and self._dtype in weights.HALF_TYPES:
+            blocks, block = self._frozen = weights.frozen_blocks, weights.frozen_block(self._params)
+        if block is None and self._dtype in HALF_TYPES:
             return None  # C++ reads packed weights or float32
         packed, versions = (None, ()) if block is None else (block.packed(cell, False), block.versions)
         rows, start = weights.as_read(x), weights.as_read(memory)
-        if self._dtype in weights.HALF_TYPES:
+        if self._dtype in HALF_TYPES:
             rows = rows.float()
         memories = start.new_empty((*x.shape[:2], *start.shape[1:])) if sequence else torch.empty_like(start)
         done = self._native.forward(cell, rows, start, memories, packed, versions, torch.get_num_threads())
@@ -90,7 +89,7 @@ def bind(
     """
     if _TENSORS is None or not is_plain(*params) or any(map(Tensor.is_neg, params)):
         return None
-    if params[0].dtype in weights.HALF_TYPES and weights.frozen_block(params) is None:
+    if params[0].dtype in HALF_TYPES and weights.frozen_block(params) is None:
         return None
     try:
         return BoundLayer(backend, spec, params, places)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmc_kernels.backends.protocol import Call
-from rmc_kernels.backends.weights import HALF_TYPES, addresses, as_read, frozen_block, frozen_weights, readable
+from rmc_kernels.backends.protocol import HALF_TYPES, Call
+from rmc_kernels.backends.weights import addresses, as_read, frozen_block, frozen_weights, readable
 from rmc_kernels.spec import CellSpec
 
 __all__ = ["ISAS", "CpuBackend", "allow_amx_split", "bound_cell", "cell", "forced_isa", "frozen_weights", "kernels"]

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from rmc_kernels.spec import CellSpec
 
+#: Types of x and of parameters beside which memories are float32.
+HALF_TYPES = (torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True)
 class Call:

@@ -8,10 +8,10 @@ from operator import is_
 from threading import Lock
 from typing import Any
 
-import torch
 from torch import Tensor
 
-HALF_TYPES = (torch.bfloat16, torch.float16)
+from rmc_kernels.backends.protocol import HALF_TYPES
+
 _lock = Lock()
 
 
