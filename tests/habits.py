@@ -18,6 +18,10 @@ SPECS = {
     "r2gen": CellSpec.r2gen(3, 8, 2, dropout=0.0),
 }
 EVERY_VARIANT = pytest.mark.parametrize("variant", list(SPECS))
+#: For tests of seconds: the others run with the slow ones.
+EVERY_VARIANT_DEAR = pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[] if name == "sonnet" else pytest.mark.slow) for name in SPECS]
+)
 EVERY_BACKEND = pytest.mark.parametrize("backend", ["cpu", "reference"])
 BATCH, STEPS, INPUTS = 4, 6, 8
 

@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from rmc_kernels import RelationalMemory, RelationalMemoryCell
 from rmc_kernels.compat import l0sg, r2gen, textgan
-from tests.habits import BATCH, EVERY_VARIANT, SPECS, close, close_gradients, gradients, inputs, layer
+from tests.habits import (
+    BATCH,
+    EVERY_VARIANT,
+    EVERY_VARIANT_DEAR,
+    SPECS,
+    close,
+    close_gradients,
+    gradients,
+    inputs,
+    layer,
+)
 
 
 @pytest.fixture
@@ -47,7 +57,7 @@ def _batch(batch: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.feature("torch.compile(fullgraph=True) of a model, other B and T without recompiling", backend="cpu")
-@EVERY_VARIANT
+@EVERY_VARIANT_DEAR
 def test_compiled_models(variant: str, compiled_once: None) -> None:
     """Values and gradients of every size are the eager ones."""
     core = layer(variant, "cpu")
@@ -106,7 +116,7 @@ def test_compiled_by_inductor(compiled_once: None) -> None:
 
 
 @pytest.mark.feature("torch.export of a sequence, any B and T, saved and loaded", backend="cpu")
-@EVERY_VARIANT
+@EVERY_VARIANT_DEAR
 def test_exported_sequences(variant: str) -> None:
     made = layer(variant, "cpu").eval()
     sizes = {0: torch.export.Dim("B", min=2), 1: torch.export.Dim("T", min=2)}
@@ -134,7 +144,7 @@ def test_exported_steps(variant: str) -> None:
 
 
 @pytest.mark.feature("ONNX export of a step, in onnxruntime", backend="reference")
-@EVERY_VARIANT
+@EVERY_VARIANT_DEAR
 def test_onnx_steps(variant: str, tmp_path: Path) -> None:
     """Five steps by onnxruntime, memory carried, against one call of the layer."""
     pytest.importorskip("onnxscript", reason="needs onnxscript to export")
