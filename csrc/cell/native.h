@@ -13,6 +13,7 @@
 #include "cell/kernels.h"
 #include "cell/plan.h"
 #include "common/interrupt.h"
+#include "common/scratch.h"
 
 namespace rmc {
 
@@ -80,6 +81,8 @@ class Cell {
     Arguments a(*this, sizes, pointers, params, packed, false);
     a.in.memories = pointer<void>(memories);
     a.activations(*this, activations, activation_bytes);
+    // The first touch of small pages took longer than writing them: 100 MB 80 ms, with huge ones 23.
+    if (activations) prefer_huge_pages(a.in.activations, static_cast<size_t>(activation_bytes));
     without_gil([&] { kernels_.forward(*plan_, a.in); });
   }
 

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -25,9 +26,7 @@ struct Buffer {
       data = std::aligned_alloc(unit, rounded);
       if (!data) throw std::bad_alloc();
       size = rounded;
-#ifdef MADV_HUGEPAGE
-      if (unit == kHugePage) madvise(data, rounded, MADV_HUGEPAGE);
-#endif
+      prefer_huge_pages(data, rounded);
     }
 #ifndef NDEBUG
     std::memset(data, 0xff, bytes);  // every float and double of all ones is a NaN
@@ -47,6 +46,15 @@ thread_local Buffer buffers[4];
 }  // namespace
 
 void* scratch(Scratch use, size_t bytes) { return buffers[static_cast<int>(use)].need(bytes); }
+
+void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (address + bytes) / kHugePage * kHugePage;
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
+}
 
 FreshScratch::FreshScratch() {
   for (int i = 0; i < 4; i++) {

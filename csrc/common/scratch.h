@@ -11,6 +11,9 @@ enum class Scratch { kTask, kWeights, kGradients, kOperands };
 // call for the same `use` on this thread or release_scratch(). Throws std::bad_alloc.
 void* scratch(Scratch use, size_t bytes);
 
+// Asks for the whole huge pages inside to be huge where they are touched for the first time. No more than a wish.
+void prefer_huge_pages(void* data, size_t bytes);
+
 // Gives back what is larger than a thread may keep.
 void release_scratch();
 
