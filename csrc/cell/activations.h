@@ -32,7 +32,7 @@ struct BlockActivations {
   Panels<V> mixed;               // after attention, residual and norm: the MLP's input
   Panels<V> mixed_hat, out_hat;  // normalised values before the affine part
   T *qkv_rstd = nullptr, *mixed_rstd = nullptr, *out_rstd = nullptr;  // per row, or per element for joint norms
-  T* weights = nullptr;                                               // attention [steps, elements, S, lanes]
+  T* weights = nullptr;                                               // attention [steps, elements, S, lane_stride]
   Panels<V> hidden;  // of layer 0; layer l is l * hidden_stride further
   int64_t hidden_stride = 0;
 
@@ -112,7 +112,7 @@ class Activations {
     a.mixed = live(bump, plan_.Dp);
     if (keep_ && c.attention_norm) a.mixed_hat = live(bump, plan_.Dp);
     if (keep_ && c.mlp_norm) a.out_hat = live(bump, plan_.Dp);
-    a.weights = bump.take<T>(steps_ * rows_.elements * plan_.S * plan_.lanes);
+    a.weights = bump.take<T>(steps_ * rows_.elements * plan_.S * plan_.lane_stride);
     const size_t before = bump.used();
     a.hidden = live(bump, plan_.Dp);
     a.hidden_stride = static_cast<int64_t>((bump.used() - before) / sizeof(T));

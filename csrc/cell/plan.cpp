@@ -61,6 +61,10 @@ class Builder {
     p.live_inputs = p.blocks > 1 || config_.joint_norm;
     p.Q = p.live_inputs ? p.S : p.N;
     p.lanes = up(p.H * p.Q);
+    // Softmax runs over keys: at a stride of many cache lines all keys of a lane would share a few sets of the L1
+    // cache.
+    const int64_t line = p.precision == Precision::kFloat64 ? 8 : 16;
+    p.lane_stride = p.lanes % (8 * line) ? p.lanes : p.lanes + line;
     p.group = kGroupRows > p.Q ? kGroupRows / p.Q : 1;
     p.chunk = (kChunkRows + p.group * p.Q - 1) / (p.group * p.Q);
   }

@@ -75,6 +75,7 @@ struct Plan {
   int64_t head_stride = 0;  // 2 Kp + Vp: columns of one head in q | k | v
   int64_t Q = 0;            // rows per batch element that are live in a tile: N, or S where input rows count
   int64_t lanes = 0;        // (head, row) pairs of one element, padded: attention works on W of them at a time
+  int64_t lane_stride = 0;  // from the lanes of one key to those of the next
   bool live_inputs = false;
 
   // Parameters. Tied cells have one block and one MLP layer that are used several times.

@@ -98,7 +98,7 @@ class Step {
     const Panels<V>& to = plan_.config.output_projection ? a.attended : a.mixed;
     const int64_t p = (range.at + s) * live().count;
     for (int64_t i = 0; i < plan_.Q; i++) scratch_.outputs[i] = {to.row(p, e * plan_.Q + i), to.chunk_stride()};
-    T* weights = a.weights + ((range.at + s) * tile_.rows.elements + e) * plan_.S * plan_.lanes;
+    T* weights = a.weights + ((range.at + s) * tile_.rows.elements + e) * plan_.S * plan_.lane_stride;
     const T* mask = tile_.runs(e, range.time + s) ? tile_.mask(e, range.time + s) : nullptr;
     attend(plan_, scratch_, weights, mask);
   }

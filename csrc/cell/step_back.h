@@ -168,7 +168,7 @@ class StepBack {
       }
     }
     for (int64_t i = 0; i < plan_.Q; i++) scratch_.outputs[i] = {heads.row(0, e * plan_.Q + i), heads.chunk_stride()};
-    const T* weights = a.weights + (s * tile_.rows.elements + e) * plan_.S * plan_.lanes;
+    const T* weights = a.weights + (s * tile_.rows.elements + e) * plan_.S * plan_.lane_stride;
     attend_back(plan_, scratch_, weights, tile_.runs(e, time) ? tile_.mask(e, time) : nullptr);
   }
 

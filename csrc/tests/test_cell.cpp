@@ -40,8 +40,12 @@ std::vector<Named> cells() {
   r2gen.input_size = 15, r2gen.key_size = 5, r2gen.input_projection = false;
   r2gen.output_projection = r2gen.relu_last = true;
   r2gen.qkv_norm = r2gen.attention_norm = r2gen.mlp_norm = false;
-  return {{"sonnet", sonnet}, {"dense", dense},       {"matrix", matrix},
-          {"l0sg", l0sg},     {"textbook", textbook}, {"r2gen", r2gen}};
+  rmc::CellConfig many = r2gen,
+                  many_live = matrix;  // slots that attention takes another way, at a padded stride and not
+  many.input_size = 20, many.slots = 32, many.heads = 4;
+  many_live.slots = 33;
+  return {{"sonnet", sonnet}, {"dense", dense},       {"matrix", matrix}, {"l0sg", l0sg},
+          {"many", many},     {"textbook", textbook}, {"r2gen", r2gen},   {"many live", many_live}};
 }
 
 template <class T>

@@ -45,6 +45,7 @@ EDGES: tuple[Case, ...] = (
     Case(CellSpec.l0sg(1, 3, 4), batch_size=1, steps=1),
     Case(CellSpec.sonnet(6, 4, 8, 2), batch_size=2, steps=16, resets=True),  # long
     Case(CellSpec.sonnet(16, 4, 32, 4), batch_size=2, steps=2, recompute="none"),  # wide
+    Case(CellSpec.sonnet(5, 40, 6, 3), batch_size=2, steps=2, resets=True),  # many slots
 )
 
 
