@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rmc_kernels.benchmarks import ceilings, memory, suite
+from rmc_kernels.benchmarks import ceilings, memory, trial
 from rmc_kernels.benchmarks.cases import SUITES, Case, Group
 from rmc_kernels.benchmarks.ceilings import Ceilings
 from rmc_kernels.benchmarks.contestants import Contestant, line_up
@@ -44,4 +44,4 @@ def run_small(monkeypatch: pytest.MonkeyPatch, *extra: Contestant, case: Case = 
     monkeypatch.setattr(ceilings, "read", lambda threads, weight_bytes: QUIET)
     group = Group((case,), (), BRIEF, fewest_rounds=2)
     with memory.Meter("cpu") as meter:
-        return suite.run_case(case, group, [], "cpu", 0.0, meter, lambda share: None)
+        return trial.run_case(case, group, [], "cpu", 0.0, meter, lambda share: None)
