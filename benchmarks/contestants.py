@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -156,7 +156,7 @@ def bind_graphed(problem: Problem) -> Bound:
 
     sample = tuple(t.detach().requires_grad_() for t in eager.hoist(x, params, spec))
     arguments = (*sample, *params.values())
-    graphed: Callable[..., Tensor] = torch.cuda.make_graphed_callables(loop, arguments, allow_unused_input=True)
+    graphed: Any = torch.cuda.make_graphed_callables(loop, arguments, allow_unused_input=True)
     return Bound(lambda: graphed(*eager.hoist(x, params, spec), *params.values()), leaves, problem.grad)
 
 
