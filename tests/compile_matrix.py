@@ -72,10 +72,10 @@ class Compiled(NamedTuple):
 Results = dict[Job, Compiled]
 
 
-def source() -> str:
-    """A digest of the forward kernel and of every device function that it calls."""
+def source(kernel: Any = forward) -> str:
+    """A digest of a kernel and of every device function that it calls."""
     texts: dict[str, str] = {}
-    waiting: list[Any] = [forward]
+    waiting: list[Any] = [kernel]
     while waiting:
         function = waiting.pop()
         name = f"{function.fn.__module__}.{function.fn.__name__}"

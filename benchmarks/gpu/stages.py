@@ -142,6 +142,7 @@ def _case_name(group: Group) -> str:
 def compile_all(device: Device, group: Group) -> None:
     """Run every contestant once, so that its kernels are in the caches of Triton and torch."""
     (case,) = group.cases
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # there is a process for each case already
     for contestant in line_up(case, group.against, [device.backend]):
         checked(contestant, case, device.name)
 
