@@ -30,8 +30,9 @@ GPU = replace(
     float_rate=1e12,
 )  # fmt: skip
 COUNTS = Counts(
-    "", warps=4, registers=128, shared=1000, executed={"matrix": 100, "fp32": 200, "simple": 50, "barrier": 5, "free": 9},
-    wavefronts=300, sectors=400, in_order={"round": 4000.0}, reordered={"round": 1000.0},
+    "", warps=4, registers=128, shared=1000,
+    executed={"matrix": 100, "fp32": 200, "simple": 50, "barrier": 5, "free": 9}, wavefronts=300, sectors=400,
+    in_order={"round": 4000.0}, reordered={"round": 1000.0},
 )  # fmt: skip
 
 

@@ -109,8 +109,11 @@ def _elsewhere(device: Device, case: verify.Case, expected: Results) -> Verdict:
 
 
 def differing(results: Results, expected: Results) -> str:
-    """Names of the tensors whose bits differ; empty for none."""
-    return ", ".join(name for name in expected if not _same_bits(results[name], expected[name]))
+    """Names of the tensors whose bits differ, marked where one has a NaN that was not to be; empty for none."""
+    names = [name for name in expected if not _same_bits(results[name], expected[name])]
+    return ", ".join(
+        f"{name} (NaN)" if results[name].isnan().any() and not expected[name].isnan().any() else name for name in names
+    )
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 SCHEDULERS = 4
 #: Registers, warps and programs that a multiprocessor holds. [G]
 REGISTERS, WARPS, PROGRAMS = 65536, 64, 32
+#: Bytes of shared memory of each program that the system keeps. [G]
+SHARED_OF_SYSTEM = 1024
 #: Bytes of a sector, the unit of L2 traffic. [G]
 SECTOR = 32
 

@@ -23,8 +23,9 @@ FLOAT32_WIDTHS = (64, 128)
 BACKWARD_WIDTHS = (64, 128)
 #: Phases of a step with a synchronisation after each: gates with q, k, v; attention; two MLP layers; the update.
 PHASES = 5
-#: Elements per memory element that the eager loop's kernels read and write in a step, counted over its operators.
-EAGER_ELEMENTS = 55
+#: Elements per memory element that the eager loop's operators read and write in a step, in their order in `eager_step`,
+#: the copies in `cat`, before `flatten` and in `stack` among them; F = 3 D.
+EAGER_ELEMENTS = sum((4, 6, 6, 4, 2, 3, 2, 2, 2, 2, 3, 2, 2, 3, 4, 4, 2, 3, 4, 2))
 INPUT_SIZE = 64
 
 
@@ -145,10 +146,9 @@ def chain(counts: Counts, gpu: Gpu) -> float:
 def resident(counts: Counts, gpu: Gpu) -> int:
     """Programs that fit a multiprocessor side by side."""
     threads, registers = 32 * counts.warps, 8 * ceil(counts.registers / 8)
-    by_shared = gpu.shared_memory // (counts.shared + 1024)
-    return max(
-        1, min(machines.REGISTERS // (registers * threads), by_shared, machines.WARPS // counts.warps, machines.PROGRAMS)
-    )  # fmt: skip
+    by_registers = machines.REGISTERS // (registers * threads)
+    by_shared = gpu.shared_memory // (counts.shared + machines.SHARED_OF_SYSTEM)
+    return max(1, min(by_registers, by_shared, machines.WARPS // counts.warps, machines.PROGRAMS))
 
 
 def fused(size: Size, gpu: Gpu, counts: Counts, rows: int) -> Fused:
@@ -205,17 +205,18 @@ def others(size: Size, gpu: Gpu, counted: Mapping[Key, Counts]) -> dict[str, Est
 
     hidden = equal_hidden_size(spec.parameter_count, INPUT_SIZE, 4)
     passes = size.itemsize * EAGER_ELEMENTS * rows * spec.mem_size
-    lstm_bytes = size.itemsize * (4 * hidden**2 + 10 * size.batch * hidden)
-    least = least_bytes(size)
+    lstm_flops, lstm_row = 8 * size.batch * hidden**2, size.itemsize * size.batch * hidden
+    lstm_weights = size.itemsize * 4 * hidden**2
+    least, shortest = least_bytes(size), machines.SHORTEST_KERNEL
     return {
         "cooperative": kernels(PHASES, machines.GRID_BARRIER, phase, flops, 2 * scratch + weights, least),
         "phases in a graph": kernels(PHASES, machines.GRAPH_NODE, phase, flops, 2 * scratch + weights, least),
         "eager in a graph": kernels(
-            eager.KERNELS_PER_STEP, machines.GRAPH_NODE, machines.SHORTEST_KERNEL, flops, passes + weights, least
+            eager.KERNELS_PER_STEP, machines.GRAPH_NODE, shortest, flops, passes + weights, least
         ),
+        # Its gates, four times as wide as its state, are written and read; those of the input come from memory.
         "cuDNN LSTM": kernels(
-            machines.LSTM_KERNELS, machines.GRAPH_NODE, machines.SHORTEST_KERNEL, 8 * size.batch * hidden**2, lstm_bytes,
-            size.itemsize * 5 * size.batch * hidden,
+            machines.LSTM_KERNELS, machines.GRAPH_NODE, shortest, lstm_flops, lstm_weights + 10 * lstm_row, 5 * lstm_row
         ),
     }  # fmt: skip
 

@@ -88,10 +88,13 @@ def _barriers(counted: Counted) -> str:
     rows = []
     for key, found in counted.items():
         if key.kernel == "forward":
-            at = [(*place.split(": "), number) for place, number in found.barriers.items()]
-            by_phase = (sum(number for phase, _, number in at if phase == wanted) for wanted in PHASES)
-            rows.append((str(key), *(f"{number:,.0f}" for number in by_phase), f"{_sums(found):,.0f}"))
+            rows.append((str(key), *(f"{_of_phase(found, phase):,.0f}" for phase in PHASES), f"{_sums(found):,.0f}"))
     return _table(("", *(phase.replace("_", " ") for phase in PHASES), "sums"), rows)
+
+
+def _of_phase(counts: Counts, phase: str) -> float:
+    """Barriers of a phase."""
+    return sum(number for place, number in counts.barriers.items() if place.startswith(f"{phase}: "))
 
 
 def _sums(counts: Counts) -> float:
@@ -155,13 +158,22 @@ def _conclusions(gpu: Gpu, rows: Sequence[Row], counted: Counted) -> dict[str, s
     singles = [of_lstm(row) for row in rows if row.size.batch == 1]
     worst = max(rows, key=gain)
     example = counted[Key("bfloat16", 128, 16)]
+    fp32 = {"fp32_wide": 512, "fp32_resident": 256}
+    back = [
+        model.chain(counted[Key("bfloat16", width, 16, "backward")], gpu)
+        / model.chain(counted[Key("bfloat16", width, 16)], gpu)
+        for width in model.BACKWARD_WIDTHS
+    ]
     return {
         "gpu": gpu.name,
         "sizes": str(len(rows)),
         "waiting": str(sum(row.fused.time.bound == "barriers, latency" for row in rows)),
         **{f"d{width}": first(width) for width in model.WIDTHS},
         "barriers": f"{example.executed['barrier']:,.0f}",
-        "reductions": f"{_sums(example):,.0f}",
+        "sums": f"{_sums(example):,.0f}",
+        "attention": f"{_of_phase(example, 'attend'):,.0f}",
+        **{name: f"{counted[Key('bfloat16', width, 16)].executed['fp32']:,.0f}" for name, width in fp32.items()},
+        "back": " and ".join(f"{ratio:.1f}" for ratio in back),
         "eager": _micro(eager.KERNELS_PER_STEP * (machines.GRAPH_NODE + machines.SHORTEST_KERNEL)),
         "narrow": f"{ahead} of {len(narrow)} sizes ({clearly} clearly)",
         "wide_lost": behind([row for row in usual if row.size.width >= 256], RIVALS[0]),

@@ -15,7 +15,7 @@ BITS = {
 }  # fmt: skip
 BARRIERS = ("bar", "barrier")
 #: Directives without effect on what is computed.
-_HINTS = (".pragma \"nounroll\"", ".pragma \"used_bytes_mask")
+_HINTS = ('.pragma "nounroll"', '.pragma "used_bytes_mask')
 
 
 @dataclass(frozen=True)
