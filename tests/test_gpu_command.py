@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import backends
+from rmc_kernels.benchmarks import contestants, parity, trial
+from rmc_kernels.benchmarks.cases import Group
 from rmc_kernels.benchmarks.contestants import RIVALS
 from rmc_kernels.benchmarks.gpu import apart, device, report, runtime, stages
 from rmc_kernels.benchmarks.gpu.command import main
@@ -29,6 +31,7 @@ from rmc_kernels.benchmarks.gpu.plan import Plan, full, tiny
 from rmc_kernels.spec import VARIANTS
 from rmc_kernels.verify import baseline
 from rmc_kernels.verify.cases import DTYPES
+from tests.bench_cases import SMALL, SMALL_TRAINING
 from tests.cases import SPECS
 from tests.simulated_device import NO_TIME, Simulated
 
@@ -228,29 +231,48 @@ def test_a_job_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch
     """By fork, which is quick; spawned below."""
     context = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
-    assert _run_apart(["raises", "dies", "a", "b"], 2, 60) == {
+    assert _run_apart(["raises", "dies", "a", "b"], 2, 1000) == {
         "raises": (None, "ValueError: no", True),
         "dies": (None, "its process died with exit code 3", True),
         "a": ("A", "", True),
         "b": ("B", "", True),
     }
-    assert _run_apart(["a", "hangs", "b"], 1, 2) == {
-        "a": ("A", "", True),
+    assert _run_apart(["hangs", "b"], 1, 1) == {
         "hangs": (None, "it had not ended when the time was over", True),
         "b": (None, "", False),
     }
     assert not multiprocessing.active_children()
 
 
+class Apart(Plain):
+    """With processes, as on a GPU."""
+
+    alone = False
+
+
+@pytest.mark.slow
+def test_stages_run_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that goes there and comes back can be pickled; a wrong result comes back as one."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    plan = _plan(timed=[replace(_plan().timed[0], against=("eager", "graph"))])
+    assert main(["--out", str(tmp_path), "--seconds", "1e6"], Apart(), plan) == 0
+    data, _ = _report(tmp_path)
+    statuses = {name: {each["status"] for each in stage["findings"]} for name, stage in data["stages"].items()}
+    assert statuses == {"verify": {"right"}, "runtime": {"right", "not served"}, "bench": {"right"}}
+    assert [figure["status"] for figure in data["stages"]["bench"]["cases"][0]["figures"]] == [
+        "timed", "unavailable", "timed",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_jobs_are_spawned() -> None:
-    assert _run_apart(["a", "dies"], 2, 120) == {
+    assert _run_apart(["a", "dies"], 2, 1000) == {
         "a": ("A", "", True), "dies": (None, "its process died with exit code 3", True),
     }  # fmt: skip
 
 
 def test_in_one_process_the_same_is_told() -> None:
-    assert _run_apart(["raises", "a"], 0, 60) == {"raises": (None, "ValueError: no", True), "a": ("A", "", True)}
+    assert _run_apart(["raises", "a"], 0, 1000) == {"raises": (None, "ValueError: no", True), "a": ("A", "", True)}
     assert _run_apart(["a"], 0, 0) == {"a": (None, "", False)}
 
 
@@ -267,6 +289,30 @@ def test_the_full_plan_has_everything() -> None:
     }
     assert plan.repeats == 100
     assert all({"eager", "graph", "compile", "lstm"} == set(group.against) <= set(RIVALS) for group in plan.timed)
+
+
+def test_the_loop_that_is_captured_computes_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output and gradients; a capture that hands the function back stands in for CUDA graphs."""
+
+    def capture(function: Callable[..., Tensor], sample: tuple[Tensor, ...], allow_unused_input: bool) -> Any:
+        assert all(tensor.requires_grad and tensor.is_leaf for tensor in sample)
+        assert function(*sample).requires_grad
+        return function
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda self: True), raising=False)
+    verdict = parity.check(contestants.bind_graphed, SMALL_TRAINING)
+    assert verdict.ok, verdict.worst
+
+
+def test_in_half_types_rivals_are_timed_without_parity() -> None:
+    case = replace(SMALL, dtype="bfloat16")
+    group = Group((case,), ("eager", "lstm"), 1e-9, fewest_rounds=1)
+    found = trial.run_case(case, group, ["cpu"], "cpu", None, Plain(), clock=Plain().clock)
+    assert [(f.contestant, f.status, f.is_rmc) for f in found.figures] == [
+        ("eager", "timed", False), ("lstm", "timed", False), ("rmc cpu", "timed", True),
+    ]  # fmt: skip
+    assert "bfloat16" in found.figures[0].note
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
