@@ -335,13 +335,10 @@ def test_an_unknown_stage_is_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert "STAGE takes some of verify, runtime, bench; got fly" in capsys.readouterr().err
 
 
-def test_torch_and_triton_are_enough() -> None:
+def test_no_library_of_a_terminal_is_needed() -> None:
     """No typer, rich or matplotlib, and no C++ extension."""
     absent = dict.fromkeys(("typer", "rich", "matplotlib", "rmc_kernels._C"))
-    code = (
-        f"import sys; sys.modules.update({absent}); from rmc_kernels.benchmarks.gpu.command import main; "
-        "sys.exit(main([]) if sys.argv[1:] else 0)"
-    )
+    code = f"import sys; sys.modules.update({absent}); import rmc_kernels.benchmarks.gpu.command"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -1,17 +1,18 @@
-"""What a GPU can do, and what launches cost: every parameter of the model stands here, and nowhere else.
-
-Sources, cited from memory (this was written offline), so look them up before quoting:
-[W] NVIDIA's A100 and H100 architecture white papers.
-[G] CUDA C++ Programming Guide, "Throughput of Native Arithmetic Instructions" and "Technical Specifications".
-[L] Luo et al., arXiv:2402.13499 and 2501.12084, microbenchmarks; rounded.
-[C] chipsandcheese.com, "Nvidia's H100: Funny L2, and Tons of Bandwidth" (2023); rounded down.
-[A] an assumption, no more.
-"""
+"""What a GPU can do, and what launches cost: every parameter of the model stands here, and nowhere else."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+#: Where a parameter is from.
+SOURCES = {
+    "W": "NVIDIA's A100 and H100 architecture white papers",
+    "G": "CUDA C++ Programming Guide, throughput of native arithmetic instructions and technical specifications",
+    "L": "Luo et al., arXiv:2402.13499 and 2501.12084, microbenchmarks; rounded",
+    "C": "chipsandcheese.com, Nvidia's H100: Funny L2, and Tons of Bandwidth (2023); rounded down",
+    "A": "an assumption, no more",
+}
 #: Schedulers of a streaming multiprocessor, each with its own pipes. [W]
 SCHEDULERS = 4
 #: Registers, warps and programs that a multiprocessor holds. [G]
@@ -35,50 +36,38 @@ LSTM_KERNELS = 2
 UNCERTAINTY = 2.0
 
 
+def _of(source: str, meaning: str) -> Any:
+    return field(metadata={"source": source, "meaning": meaning})
+
+
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU.
-
-    Attributes:
-        name: of the GPU.
-        target: as `tiles` names it.
-        processors: streaming multiprocessors. [W]
-        clock: sustained, in Hz. [A], at or a little below the boost clock of [W].
-        fp32, simple, special, matrix: cycles for which a warp instruction keeps its pipe of a scheduler busy: float32
-            add, multiply, fma; integers, comparisons, conversions; exponentials and reciprocals; mma.m16n8k16. [G], the
-            last from the peak of [W], for `mma` on Hopper at the share of it that [L] saw.
-        shared: bytes of shared memory a clock, of a multiprocessor. [W]
-        l2_port: bytes a clock that a multiprocessor takes from L2. [A]
-        arithmetic_latency, special_latency, matrix_latency, shuffle_latency, shared_latency, l2_latency,
-            barrier_latency: cycles until a result may be used. [L], the barrier's [A].
-        shared_memory: bytes of a multiprocessor that programs may use. [G]
-        l2_rate, memory_rate: bytes a second of all together. [C], [W].
-        tensor_rate: dense bfloat16 FLOP/s. [W]
-        float_rate: float32 FLOP/s outside the tensor cores, at `clock`. [W]
-    """
+    """One GPU: its name, and as `tiles` names it; then what it can do, each with its meaning and a key of `SOURCES`."""
 
     name: str
     target: str
-    processors: int
-    clock: float
-    fp32: float
-    simple: float
-    special: float
-    matrix: float
-    shared: float
-    l2_port: float
-    arithmetic_latency: float
-    special_latency: float
-    matrix_latency: float
-    shuffle_latency: float
-    shared_latency: float
-    l2_latency: float
-    barrier_latency: float
-    shared_memory: int
-    l2_rate: float
-    memory_rate: float
-    tensor_rate: float
-    float_rate: float
+    processors: int = _of("W", "streaming multiprocessors")
+    clock: float = _of("A", "Hz, sustained: at or a little below the boost clock")
+    fp32: float = _of("G", "cycles of a scheduler's pipe for a warp's float32 add, multiply or fma")
+    simple: float = _of("G", "likewise for integers, comparisons, conversions")
+    special: float = _of("G", "likewise for exponentials and reciprocals")
+    matrix: float = _of(
+        "W, L", "likewise for mma.m16n8k16: the peak; on Hopper the share of it that mma was seen to reach"
+    )
+    shared: float = _of("W", "bytes of shared memory a clock")
+    l2_port: float = _of("A", "bytes a clock that a multiprocessor takes from L2")
+    arithmetic_latency: float = _of("L", "cycles until a result may be used")
+    special_latency: float = _of("L", "likewise")
+    matrix_latency: float = _of("L", "likewise")
+    shuffle_latency: float = _of("L", "likewise")
+    shared_latency: float = _of("L", "likewise, beyond moving the bytes")
+    l2_latency: float = _of("L", "likewise")
+    barrier_latency: float = _of("A", "cycles from the last warp's arrival")
+    shared_memory: int = _of("G", "bytes of a multiprocessor for programs")
+    l2_rate: float = _of("C", "bytes a second, all together")
+    memory_rate: float = _of("W", "bytes a second, all together")
+    tensor_rate: float = _of("W", "dense bfloat16 FLOP/s")
+    float_rate: float = _of("W", "float32 FLOP/s outside the tensor cores, at the clock above")
 
 
 A100 = Gpu(

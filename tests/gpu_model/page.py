@@ -54,10 +54,19 @@ def page(counted: Counted) -> str:
 
 
 def _ceilings() -> str:
-    """Every parameter of a GPU, in the order of machines.py."""
-    names = [field.name for field in fields(Gpu) if field.name not in ("name", "target")]
-    rows = [(name.replace("_", " "), *(_number(getattr(gpu, name)) for gpu in GPUS)) for name in names]
-    return _table(("", *(gpu.name for gpu in GPUS)), rows)
+    """Every parameter of a GPU, and where they are from."""
+    rows = [
+        (
+            known.name.replace("_", " "),
+            *(_number(getattr(gpu, known.name)) for gpu in GPUS),
+            known.metadata["meaning"],
+            known.metadata["source"],
+        )
+        for known in fields(Gpu)
+        if known.metadata
+    ]
+    sources = "".join(f"* {key}: {source}.\n" for key, source in machines.SOURCES.items())
+    return f"{_table(('', *(gpu.name for gpu in GPUS), 'meaning', 'source'), rows)}\n{sources}"
 
 
 def _counts(gpu: Gpu, counted: Counted) -> str:
