@@ -106,6 +106,8 @@ def _finished(pipe: Connection, job: Job, process: BaseProcess) -> Done[Job, Val
     except EOFError:
         process.join()
         value, error = None, f"its process died with exit code {process.exitcode}"
+    except Exception as broken:  # what it sent cannot be read
+        value, error = None, reason(broken)
     process.join()
     pipe.close()
     return Done(job, value, error)

@@ -82,7 +82,6 @@ class Cuda:
     backend = "triton"
     stood_in: tuple[str, ...] = ()
     alone = False
-
     meter = memory.Meter("cuda")
 
     @property

@@ -146,7 +146,7 @@ class _Traffic:
 
         return Noted(*arguments)
 
-    def per_warp(self, warps: int) -> dict[int, float]:
+    def per_warp(self) -> dict[int, float]:
         """Of one warp's execution, on average, by instruction; those of a copy are its sectors."""
         found = {site: float(np.mean(moved)) for site, moved in self.wavefronts.items()}
         return found | {site: float(np.mean(moved)) for site, moved in self.sectors.items()}
@@ -214,7 +214,7 @@ def _run(program: _Traced, traffic: _Traffic, warps: int) -> dict[str, float]:
     totals["wavefronts"] = totals.get("executed shuffle", 0) * warps
     totals["wavefronts"] += sum(sum(traffic.wavefronts[site]) for site in traffic.wavefronts)
     totals["sectors"] = sum(sum(moved) for moved in traffic.sectors.values())
-    moved = traffic.per_warp(warps)
+    moved = traffic.per_warp()
     for gpu in GPUS:
         for order in ("in order", "reordered"):
             board = Scoreboard(gpu, warps, moved, order == "reordered")
@@ -223,7 +223,7 @@ def _run(program: _Traced, traffic: _Traffic, warps: int) -> dict[str, float]:
 
 
 def _place(location: str) -> str:
-    """ "phase: function" of a location "file:line:column @[ caller ... ]", innermost first."""
+    """The phase and the function, "phase: function", of a location "file:line:column @[ caller ... ]"."""
     names = [_function(*found.groups()) for found in re.finditer(r"(\w+\.py):(\d+)", location)]
     return f"{names[-2] if len(names) > 1 else 'between phases'}: {names[0]}"
 

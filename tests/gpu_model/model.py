@@ -172,12 +172,8 @@ def least_bytes(size: Size) -> float:
 
 
 def row(size: Size, gpu: Gpu, counted: Mapping[Key, Counts]) -> Row:
-    """All that is modelled of a size; its tiles have been counted."""
-    by_rows = {
-        rows: fused(size, gpu, counted[size.key(rows)], rows)
-        for rows in ROWS
-        if rows >= tiles.padded_rows(size.spec) and size.key(rows) in counted
-    }
+    """All that is modelled of a size, whose elements fit every tile."""
+    by_rows = {rows: fused(size, gpu, counted[size.key(rows)], rows) for rows in ROWS}
     chosen = size.tile(gpu).rows
     best = min(by_rows.items(), key=lambda item: item[1].time.seconds)
     return Row(size, chosen, by_rows[chosen], best, others(size, gpu, counted))
