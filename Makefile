@@ -9,7 +9,7 @@
 #   make bench     the full benchmark of this machine's CPU
 #   make gpu       on a GPU, offline, with the ambient Python (PYTHON=...) and its torch and triton: verify, runtime checks,
 #                  benchmarks, a report in RESULTS=...; make gpu-verify, gpu-runtime, gpu-bench one of them, under 10 minutes each
-#   make model     what the Triton forward kernel should take on GPUs, by a model: writes docs/gpu-model.md
+#   make model     what the Triton kernels should take on GPUs, by a model: writes docs/gpu-model.md
 #   make sanitize  the C++ tests under the address, undefined behaviour and thread sanitizers
 #   make wheel     sdist and wheel in dist/
 #   make clean     remove what was built here; .venv stays

@@ -14,6 +14,11 @@ import torch
 if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None or torch.cuda.is_available():
     pytest.skip("for a process without a GPU that does not interpret", allow_module_level=True)
 
+from rmc_kernels.backends.triton.activations import training_plan
+from rmc_kernels.backends.triton.kept import MARKS
+from rmc_kernels.benchmarks.contestants import bind_eager
+from rmc_kernels.benchmarks.problem import draw
+from tests.bench_cases import SMALL_TRAINING, CountOps
 from tests.gpu_model import machines, model
 from tests.gpu_model.counting import Counts, Key, count, load, sectors, wavefronts
 from tests.gpu_model.machines import GPUS, H100
@@ -206,6 +211,39 @@ def test_other_schedules_wait_and_work() -> None:
     slow = model.others(size, replace(GPU, tensor_rate=1e10), {key: COUNTS})["phases in a graph"]
     assert slow.bound == "products"
     assert slow.seconds == pytest.approx(flops / 5e9, rel=1e-3)
+
+
+def test_training_is_the_sum_of_its_passes() -> None:
+    """2 programs of 16 rows; recomputed 4 to a multiprocessor, of which there are 10, in a chain of 2000 cycles."""
+    size = model.Size(8, 64, 4)
+    found = model.training(size, GPU, dict.fromkeys(model.KEYS, COUNTS))
+    assert found.forward == found.walk == pytest.approx(2e-6)
+    assert found.recomputation == pytest.approx(2 / 40 * 4000e-9)  # 4 programs' products take longer than a chain
+    # activations: q, k, v, a hidden layer; two wide rows, gates, seven marks. Work: eight rows, q, k, v, gates.
+    kept = 2 * (3 * 64 + 64) + 4 * (2 * 64 + 2 * 64 + 7) + 2 * (4 * 64 + 3 * 64 + 64 + 2 * 64)
+    assert model.kept_bytes(size) == kept
+    assert found.products == pytest.approx(2 * 32 * kept / 1e11)
+    assert found.rivals["eager in a graph"] == pytest.approx(74 * 2.3e-6)
+    assert found.seconds == pytest.approx(found.forward + found.recomputation + found.walk + found.products)
+
+
+def test_rows_kept_are_those_of_the_backend() -> None:
+    """The bytes of a row and step by the plan that the kernels are given."""
+    size = model.Size(8, 64, 4)
+    plan = training_plan(size.spec, size.tile(H100), "ieee")
+    work = 2 * plan.work_width
+    assert model.kept_bytes(size) == work + 2 * plan.kind_width + 4 * (plan.wide_width + MARKS * plan.num_blocks)
+
+
+def test_the_eager_loop_has_so_many_kernels_backwards() -> None:
+    counted = []
+    for steps in (3, 5):
+        bound = bind_eager(draw(replace(SMALL_TRAINING, steps=steps)))
+        output = bound.forward()
+        with CountOps() as count:
+            torch.autograd.grad(output, list(bound.leaves.values()), bound.grad)
+        counted.append(count.kernels)
+    assert counted[1] - counted[0] == 2 * model.EAGER_BACKWARD_KERNELS
 
 
 # -- what is committed -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A model of the Triton forward kernel's time on GPUs that nobody here has: docs/gpu-model.md.
+"""A model of the Triton kernels' time on GPUs that nobody here has: docs/gpu-model.md.
 
     machines      what a GPU can do: every parameter of the model, with its source
     operations    PTX instructions by the unit that they keep busy

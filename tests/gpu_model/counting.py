@@ -1,6 +1,7 @@
 """What a step of a kernel executes, counted: the kernel is compiled for sm_80 and its PTX is run.
 
-One program with a full tile runs one step and three; half the difference is a step.
+One program with a full tile runs one step and three; half the difference is a step. Of `recompute`, in which a program
+is a step, one runs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rmc_kernels import CellSpec, backends
 from rmc_kernels.backends.triton import device, tiles
 from rmc_kernels.backends.triton.device.backward import backward
 from rmc_kernels.backends.triton.device.forward import forward
+from rmc_kernels.backends.triton.device.recompute import recompute
 from tests.cases import draw
 from tests.compile_matrix import source
 from tests.gpu_model.machines import GPUS, SECTOR
@@ -41,7 +43,7 @@ RESULTS = Path(__file__).with_name("counts.json")
 #: Where the counted code is from. On sm_90 tiles of 64 rows take wgmma, which the simulator does not run.
 TARGET = "sm_80"
 SLOTS, HEADS = 8, 4
-KERNELS = {"forward": forward, "backward": backward}
+KERNELS = {"forward": forward, "backward": backward, "recompute": recompute}
 #: Banks of shared memory, four bytes wide.
 BANKS = 32
 
@@ -174,7 +176,7 @@ def launch_of(key: Key, steps: int) -> Launch:
     triton_backend = backends.BACKENDS["triton"]
     with patch.object(tiles, "choose", return_value=key.tile), offline(TARGET) as found:
         memories, kept = triton_backend.forward(key.spec, call, key.kernel == "backward")
-        if key.kernel == "backward":
+        if key.kernel != "forward":
             needs = [True] * (3 + len(call.params))
             triton_backend.backward(key.spec, call, memories, kept, torch.zeros_like(memories), needs)
     (launch,) = [each for each in found if each.name == key.kernel]
@@ -184,22 +186,23 @@ def launch_of(key: Key, steps: int) -> Launch:
 def count(key: Key) -> Counts:
     """Compile, run, count and replay."""
     runs = []
-    for steps in (1, 3):
+    for steps in (1,) if key.kernel == "recompute" else (1, 3):
         found = launch_of(key, steps)
         program, traffic = _Traced(found.file("ptx").read_text()), _Traffic()
         with patch("tests.ptxsim.machine.Memory", traffic.memory):
             simulate(program, found.grid, found.arguments, warps=found.metadata.num_warps, shared=found.metadata.shared)
         runs.append(_run(program, traffic, found.metadata.num_warps))
     usage = found.usage()
-    first, last = runs
-    half = {name: round((last[name] - first.get(name, 0)) / 2, 1) for name in last}
+    last, before = runs[-1], runs[0] if len(runs) > 1 else {}
+    # Two runs are two steps apart, one is a step.
+    step = {name: round((value - before.get(name, 0)) / len(runs), 1) for name, value in last.items()}
 
     def named(kind: str) -> dict[str, float]:
-        return {name.removeprefix(f"{kind} "): value for name, value in half.items() if name.startswith(f"{kind} ")}
+        return {name.removeprefix(f"{kind} "): value for name, value in step.items() if name.startswith(f"{kind} ")}
 
     return Counts(
-        key.source, found.metadata.num_warps, usage.registers, usage.shared, named("executed"), half["wavefronts"],
-        half["sectors"], named("at"), named("in order"), named("reordered"),
+        key.source, found.metadata.num_warps, usage.registers, usage.shared, named("executed"), step["wavefronts"],
+        step["sectors"], named("at"), named("in order"), named("reordered"),
     )  # fmt: skip
 
 

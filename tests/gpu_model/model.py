@@ -26,6 +26,8 @@ PHASES = 5
 #: Elements per memory element that the eager loop's operators read and write in a step, in their order in `eager_step`,
 #: the copies in `cat`, before `flatten` and in `stack` among them; F = 3 D.
 EAGER_ELEMENTS = sum((4, 6, 6, 4, 2, 3, 2, 2, 2, 2, 3, 2, 2, 3, 4, 4, 2, 3, 4, 2))
+#: Kernels of a step of the eager loop backwards: operators that are no views.
+EAGER_BACKWARD_KERNELS = 55
 INPUT_SIZE = 64
 
 
@@ -52,9 +54,9 @@ class Size:
         """The one that `tiles.choose` takes."""
         return tiles.choose(self.spec, getattr(torch, self.dtype), gpu.target, self.batch, gpu.processors)
 
-    def key(self, rows: int) -> Key:
+    def key(self, rows: int, kernel: str = "forward") -> Key:
         """What has to be counted for a tile of so many rows: it does the same whatever its rows belong to."""
-        return Key(self.dtype, self.width, rows)
+        return Key(self.dtype, self.width, rows, kernel)
 
 
 def sizes(dtype: str) -> list[Size]:
@@ -66,11 +68,11 @@ def sizes(dtype: str) -> list[Size]:
 
 #: Of the tiles of the table.
 ROWS = (16, 32, 64)
-#: What is counted. Of the backward pass a little: no time is modelled from it.
+#: What is counted; of the backward pass the tile of small batches.
 KEYS = (
     *(Key("bfloat16", *each) for each in product(WIDTHS, ROWS)),
     *(Key("float32", *each) for each in product(FLOAT32_WIDTHS, ROWS)),
-    *(Key("bfloat16", width, 16, "backward") for width in BACKWARD_WIDTHS),
+    *(Key("bfloat16", *each) for each in product(BACKWARD_WIDTHS, ROWS[:1], ("backward", "recompute"))),
 )
 
 
@@ -183,7 +185,8 @@ def others(size: Size, gpu: Gpu, counted: Mapping[Key, Counts]) -> dict[str, Est
     """The same phases under other schedules, and rivals."""
     spec, rows = size.spec, size.batch * size.slots
     weights = size.itemsize * spec.mem_size * (spec.qkv_size + 2 * spec.gate_size + 2 * spec.mem_size)
-    scratch = rows * (4 * 5 * spec.mem_size + size.itemsize * (spec.qkv_size + 2 * spec.mem_size))
+    wide, narrow = 2 * spec.mem_size + 2 * spec.gate_size, spec.qkv_size + 2 * spec.mem_size
+    scratch = rows * (4 * wide + size.itemsize * narrow)
     flops = spec.flops_per_step(size.batch, part="recurrent")
     phase = phase_seconds(size, gpu, counted)
 
@@ -234,3 +237,73 @@ def column_blocks(key: Key) -> int:
     widths = (spec.qkv_size, 2 * spec.gate_size, spec.mem_size, spec.mem_size, spec.mem_size)
     heads = spec.num_heads * ceil(spec.head_size / tile.head_columns(spec.head_size))
     return sum(ceil(width / tile.columns) for width in widths) + heads
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Training:
+    """A forward and a backward pass, in seconds a step; the parts of the backward pass come one after the other.
+
+    Attributes:
+        size: what runs, with tiles of the fewest rows.
+        forward: the forward pass.
+        recomputation: of the activations, all steps side by side.
+        walk: back through the steps.
+        products: of the weight gradients, and moving what the launches before leave for them.
+        rivals: by name.
+    """
+
+    size: Size
+    forward: float
+    recomputation: float
+    walk: float
+    products: float
+    rivals: Mapping[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """All together."""
+        return self.forward + self.recomputation + self.walk + self.products
+
+
+def training_sizes() -> list[Size]:
+    """Those of the page: for larger batches other tiles are chosen, which are not counted."""
+    return [Size(*each) for each in product(SLOTS, BACKWARD_WIDTHS, BATCHES[:-1])]
+
+
+def training(size: Size, gpu: Gpu, counted: Mapping[Key, Counts]) -> Training:
+    """All that is modelled of a training step of a long sequence."""
+    rows = ROWS[0]
+    once = fused(size, gpu, counted[size.key(rows)], rows)
+    walk = fused(size, gpu, counted[size.key(rows, "backward")], rows)
+    spec, waiting = size.spec, machines.GRAPH_NODE + machines.SHORTEST_KERNEL
+    flops = spec.flops_per_step(size.batch, part="recurrent") / (product_rate(size, gpu) * machines.PRODUCT_EFFICIENCY)
+    moved = 2 * once.programs * rows * kept_bytes(size) / gpu.memory_rate
+    kernels = {"eager in a graph": eager.KERNELS_PER_STEP + EAGER_BACKWARD_KERNELS}
+    kernels["cuDNN LSTM"] = 2 * machines.LSTM_KERNELS
+    return Training(
+        size,
+        once.time.seconds,
+        side_by_side(once.programs, gpu, counted[size.key(rows, "recompute")]),
+        walk.time.seconds,
+        max(flops, moved),
+        {name: number * waiting for name, number in kernels.items()},
+    )
+
+
+def side_by_side(programs: int, gpu: Gpu, counts: Counts) -> float:
+    """Seconds a step where programs of all steps run together, as many as fit."""
+    together = resident(counts, gpu)
+    cycles = max(chain(counts, gpu), *(together * busy for busy in pipes(counts, gpu).values()))
+    traffic = programs * counts.sectors * machines.SECTOR / gpu.l2_rate
+    return max(programs / (gpu.processors * together) * cycles / gpu.clock, traffic)
+
+
+def kept_bytes(size: Size) -> int:
+    """Of a row and step: the activations and the workspace of docs/triton-backend.md."""
+    spec = size.spec
+    width, gates, layers = spec.mem_size, 2 * spec.gate_size, spec.attention_mlp_layers
+    kept = size.itemsize * (spec.qkv_size + (layers - 1) * width) + 4 * (2 * width + 7 + gates)
+    return kept + size.itemsize * ((2 + layers) * width + spec.qkv_size + width + gates)

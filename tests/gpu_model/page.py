@@ -11,7 +11,7 @@ from rmc_kernels.benchmarks import eager
 from tests.gpu_model import machines, model
 from tests.gpu_model.counting import TARGET, Counts, Key
 from tests.gpu_model.machines import GPUS, Gpu
-from tests.gpu_model.model import Fused, Row, row, sizes
+from tests.gpu_model.model import Fused, Row, row, sizes, training, training_sizes
 
 PAGE = Path(__file__).parents[2] / "docs" / "gpu-model.md"
 TEMPLATE = Path(__file__).with_name("template.md")
@@ -47,6 +47,8 @@ def page(counted: Counted) -> str:
         counts=_counts(gpu, counted),
         barrier_table=_barriers(counted),
         times="\n".join(parts).rstrip(),
+        training=_training(gpu, counted),
+        back_kernels=model.EAGER_BACKWARD_KERNELS,
     )
 
 
@@ -133,6 +135,22 @@ def _times(gpu: Gpu, dtype: str, rows: Iterable[Row]) -> str:
     return f"## {gpu.name}, {dtype}: µs a step, modelled\n\n{_table(head, lines)}"
 
 
+def _training(gpu: Gpu, counted: Counted) -> str:
+    lines = []
+    for size in training_sizes():
+        found = training(size, gpu, counted)
+        parts = (found.forward, found.recomputation, found.walk, found.products, found.seconds)
+        lines.append(
+            (
+                f"{size.slots}, {size.width}, {size.batch}",
+                *map(_micro, parts),
+                *(_micro(found.rivals[name]) for name in RIVALS),
+            )
+        )
+    head = ("slots, D, B", "forward", "recomputation", "walk back", "products", "all", *RIVALS)
+    return _table(head, lines)
+
+
 def _programs(fused: Fused) -> str:
     together = f", {fused.together} together" if fused.together > 1 else ""
     return f"{fused.programs:,}{together}" + (f", {fused.rounds} rounds" if fused.rounds > 1 else "")
@@ -173,6 +191,8 @@ def _conclusions(gpu: Gpu, rows: Sequence[Row], counted: Counted) -> dict[str, s
         / model.chain(counted[Key("bfloat16", width, 16)], gpu)
         for width in model.BACKWARD_WIDTHS
     ]
+    trainings = [training(size, gpu, counted) for size in training_sizes()]
+    trained = sum(found.seconds < found.rivals[RIVALS[0]] for found in trainings)
     return {
         "gpu": gpu.name,
         "sizes": str(len(rows)),
@@ -183,6 +203,7 @@ def _conclusions(gpu: Gpu, rows: Sequence[Row], counted: Counted) -> dict[str, s
         "attention": f"{_of_phase(example, 'attend'):,.0f}",
         **{name: f"{counted[Key('bfloat16', width, 16)].executed['fp32']:,.0f}" for name, width in fp32.items()},
         "back": " and ".join(f"{ratio:.1f}" for ratio in back),
+        "trained": f"{trained} of {len(trainings)}",
         "eager": _micro(eager.KERNELS_PER_STEP * (machines.GRAPH_NODE + machines.SHORTEST_KERNEL)),
         "narrow": f"{ahead} of {len(narrow)} sizes ({clearly} clearly)",
         "wide_lost": behind([row for row in usual if row.size.width >= 256], RIVALS[0]),
