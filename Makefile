@@ -7,7 +7,9 @@
 #   make lint      ruff, mypy --strict, clang-format, and csrc/ compiled with -Werror
 #   make compatibility  run the tests of users' habits and write docs/compatibility.md from what passed
 #   make bench     the full benchmark of this machine's CPU
-#   make gpu       verify and benchmark on a CUDA device, with the ambient Python (PYTHON=...), offline
+#   make gpu       on a GPU, offline, with the ambient Python (PYTHON=...) and its torch and triton: verify, runtime checks,
+#                  benchmarks, a report in RESULTS=...; make gpu-verify, gpu-runtime, gpu-bench one of them, under 10 minutes each
+#   make model     what the Triton kernels should take on GPUs, by a model: writes docs/gpu-model.md
 #   make sanitize  the C++ tests under the address, undefined behaviour and thread sanitizers
 #   make wheel     sdist and wheel in dist/
 #   make clean     remove what was built here; .venv stays
@@ -28,7 +30,8 @@ CMAKE := $(VENV)/bin/cmake
 CXX_BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CMAKE) -S . -G Ninja
 SAY = @printf '\033[1m==> %s\033[0m\n'
 
-.PHONY: demo test interpret simulate mutate matrix lint compatibility bench gpu sanitize wheel clean setup site
+.PHONY: demo test interpret simulate mutate matrix model lint compatibility bench sanitize wheel clean setup site \
+  gpu gpu-verify gpu-runtime gpu-bench gpu-ready
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -62,6 +65,10 @@ matrix: setup
 	test -d build/triton-3.9.0 || $(PIP) install --no-deps --target build/triton-3.9.0 triton==3.9.0
 	$(PY) -m tests.compile_matrix
 	PYTHONPATH=build/triton-3.9.0 $(PY) -m tests.compile_matrix
+
+model: setup
+	$(SAY) "docs/gpu-model.md"
+	$(PY) -m tests.gpu_model
 
 compatibility: setup
 	$(SAY) "docs/compatibility.md"
@@ -115,19 +122,22 @@ site:
 
 # ---- The GPU machine: nothing is installed there, and nothing fetched ------------------------------------------------
 
-gpu:
-	$(SAY) "looking for a GPU"
-	@$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else f"make gpu: torch {torch.__version__} sees no GPU; nothing was run")'
-	$(SAY) "building the C++ extension, if possible"
+RESULTS ?= benchmarks/results
+
+gpu: gpu-ready
+	cd build/site && $(PYTHON) -m rmc_kernels.benchmarks.gpu --out "$(abspath $(RESULTS))"
+
+gpu-verify gpu-runtime gpu-bench: gpu-%: gpu-ready
+	cd build/site && $(PYTHON) -m rmc_kernels.benchmarks.gpu $* --out "$(abspath $(RESULTS))"
+
+gpu-ready:
+	@$(PYTHON) -c 'import sys; from importlib.util import find_spec; \
+	find_spec("torch") or sys.exit("make gpu: $(PYTHON) has no torch; nothing was run"); import torch; \
+	torch.cuda.is_available() or sys.exit(f"make gpu: torch {torch.__version__} sees no GPU; nothing was run")'
 	@if $(PYTHON) -c 'import pybind11, setuptools as s; assert int(s.__version__.split(".")[0]) >= 77' 2>/dev/null; \
 	then $(PYTHON) setup.py --quiet build_ext --inplace; \
-	else echo 'setuptools >= 77 or pybind11 is missing: left out, no GPU backend needs it'; fi
+	else echo 'setuptools >= 77 or pybind11 is missing: the C++ extension is left out, no GPU backend needs it'; fi
 	@$(MAKE) --no-print-directory site
-	@mkdir -p benchmarks/results
-	$(SAY) "verify"
-	cd build/site && $(PYTHON) -m rmc_kernels verify --device cuda --json "$(CURDIR)/benchmarks/results/verify-cuda.json"
-	$(SAY) "benchmark"
-	cd build/site && $(PYTHON) -m rmc_kernels bench --device cuda --out "$(CURDIR)/benchmarks/results"
 
 # ---- Slower checks ---------------------------------------------------------------------------------------------------
 

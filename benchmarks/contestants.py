@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from rmc_kernels.benchmarks.cases import Case, Mode
 from rmc_kernels.benchmarks.problem import Problem
 
 YARDSTICK = "eager"
-RIVALS = (YARDSTICK, "compile", *models.NAMES)
+RIVALS = (YARDSTICK, "compile", "graph", *models.NAMES)
 #: Forward costs of a forward and backward pass, without and with computing the step again.
 SAVED, RECOMPUTED = 3, 4
 
@@ -91,12 +91,18 @@ def line_up(
     training = case.mode == "forward+backward"
     flops, parameters = case.forward_flops * (SAVED if training else 1), case.spec.parameter_count
     threads = sorted({1, case.threads})
+    loops = {YARDSTICK: bind_eager, "compile": bind_compiled, "graph": bind_graphed}
+    exact = case.dtype == "float32"
     found = []
     for name in against:
-        if name == YARDSTICK:
-            found += [Contestant(name, bind_eager, count, flops, parameters) for count in threads]
-        elif name == "compile":
-            found.append(Contestant(name, bind_compiled, case.threads, flops, parameters))
+        if name in loops:
+            found += [
+                Contestant(
+                    name, loops[name], count, flops, parameters, is_rmc=exact,
+                    note="" if exact else f"its memory is in {case.dtype}, too, so without parity",
+                )
+                for count in (threads if name == YARDSTICK else [case.threads])
+            ]  # fmt: skip
         else:
             found += [_other_model(name, case, wide) for wide in ((False, True) if at_width else (False,))]
     for backend in backend_names:
@@ -119,14 +125,39 @@ def bind_reference(problem: Problem) -> Bound:
 
 
 def bind_eager(problem: Problem, step: eager.Step | None = None) -> Bound:
-    """The frozen eager loop."""
+    """The frozen eager loop; its memory is in the dtype of x."""
     x, params, leaves = _leaves(problem)
-    return Bound(lambda: eager.unroll(x, problem.memory, params, problem.spec, step).flatten(2), leaves, problem.grad)
+    memory = problem.memory.to(x.dtype)
+    return Bound(lambda: eager.unroll(x, memory, params, problem.spec, step).flatten(2), leaves, problem.grad)
 
 
 def bind_compiled(problem: Problem) -> Bound:
     """The frozen eager loop with its step compiled."""
     return bind_eager(problem, eager.compiled_step())
+
+
+def bind_graphed(problem: Problem) -> Bound:
+    """The frozen eager loop in CUDA graphs, one forward and one backward; what it hoists runs before them.
+
+    Raises:
+        RuntimeError: not on a GPU.
+    """
+    x, params, leaves = _leaves(problem)
+    if not x.is_cuda:
+        raise RuntimeError("a CUDA graph needs a GPU")
+    memory, spec, names = problem.memory.to(x.dtype), problem.spec, list(params)
+
+    def loop(rows: Tensor, gates: Tensor, *values: Tensor) -> Tensor:
+        given, after, memories = dict(zip(names, values, strict=True)), memory, []
+        for row, gate in zip(rows.unsqueeze(2).unbind(1), gates.unsqueeze(2).unbind(1), strict=True):
+            after = eager.eager_step(after, row, gate, given, spec)
+            memories.append(after)
+        return torch.stack(memories, dim=1).flatten(2)
+
+    sample = tuple(t.detach().requires_grad_() for t in eager.hoist(x, params, spec))
+    arguments = (*sample, *params.values())
+    graphed: Any = torch.cuda.make_graphed_callables(loop, arguments, allow_unused_input=True)
+    return Bound(lambda: graphed(*eager.hoist(x, params, spec), *params.values()), leaves, problem.grad)
 
 
 def _bind_layer(backend: str, recompute: str) -> Callable[[Problem], Bound]:

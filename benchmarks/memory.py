@@ -50,8 +50,11 @@ def available(device: str) -> bool:
 
 
 def measurable(contestant: Contestant) -> bool:
-    """Whether a contestant's peak says something: more threads add working memory only, compiling would be the peak."""
-    return contestant.threads == 1 and contestant.name != "compile"
+    """Whether a contestant's peak says something.
+
+    More threads add working memory only, compiling would be the peak, and a graph's memory is taken when it is made.
+    """
+    return contestant.threads == 1 and contestant.name not in ("compile", "graph")
 
 
 class Meter:

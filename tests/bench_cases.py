@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rmc_kernels.benchmarks import ceilings, memory, suite
+from rmc_kernels.benchmarks import ceilings, memory, trial
 from rmc_kernels.benchmarks.cases import SUITES, Case, Group
 from rmc_kernels.benchmarks.ceilings import Ceilings
 from rmc_kernels.benchmarks.contestants import Contestant, line_up
@@ -17,6 +20,21 @@ SMALL_TRAINING = replace(SMALL, mode="forward+backward")
 ALL_CASES = tuple(dict.fromkeys(case for chosen in SUITES.values() for case in chosen.cases))
 BRIEF = 1e-9
 QUIET = Ceilings(fma=100.0, gemm=65.0, amx=1000.0, bandwidth=50.0, stretch=1.0)
+
+
+class CountOps(TorchDispatchMode):
+    """Counts dispatched operations, and those of them that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops = self.kernels = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Collection[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.ops += 1
+        self.kernels += not func.is_view
+        return func(*args, **(kwargs or {}))
 
 
 def figure(
@@ -44,4 +62,4 @@ def run_small(monkeypatch: pytest.MonkeyPatch, *extra: Contestant, case: Case = 
     monkeypatch.setattr(ceilings, "read", lambda threads, weight_bytes: QUIET)
     group = Group((case,), (), BRIEF, fewest_rounds=2)
     with memory.Meter("cpu") as meter:
-        return suite.run_case(case, group, [], "cpu", 0.0, meter, lambda share: None)
+        return trial.run_case(case, group, [], "cpu", 0.0, meter, lambda share: None)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from rmc_kernels import CellSpec
 from rmc_kernels.backends import BACKENDS, Call
 from rmc_kernels.backends.reference import ReferenceBackend
-from rmc_kernels.benchmarks import ceilings, machine, markdown, profiling, report, suite, timing
+from rmc_kernels.benchmarks import ceilings, machine, markdown, profiling, report, timing, trial
 from rmc_kernels.benchmarks.cases import SUITES, Case, Group, Suite
 from rmc_kernels.benchmarks.command import bench
 from rmc_kernels.benchmarks.compare import Change, compare, interval
@@ -157,7 +157,7 @@ def test_a_slowed_backend_is_flagged_from_run_to_verdict(monkeypatch: pytest.Mon
     cut = Suite((Group((SMALL, SMALL_TRAINING), ("eager",), BRIEF),), 60)
     monkeypatch.setitem(SUITES, "demo", cut)
     monkeypatch.setattr(ceilings, "available", lambda: False)
-    monkeypatch.setattr(suite, "clock_for", lambda device, threads: ("work", by_work))
+    monkeypatch.setattr(trial, "clock_for", lambda device, threads: ("work", by_work))
 
     def measured(times: int) -> SuiteResult:
         monkeypatch.setitem(BACKENDS, "cpu", Working(times))

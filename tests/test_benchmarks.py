@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rmc_kernels import CellSpec, reference
 from rmc_kernels.benchmarks import eager, machine, models, parity
@@ -23,22 +22,7 @@ from rmc_kernels.benchmarks.contestants import (
 )
 from rmc_kernels.benchmarks.problem import Problem, draw
 from rmc_kernels.benchmarks.suite import SuiteResult
-from tests.bench_cases import ALL_CASES, SMALL, SMALL_TRAINING, run_small
-
-
-class CountOps(TorchDispatchMode):
-    """Counts dispatched operations, and those of them that are no views."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.ops = self.kernels = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Collection[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        self.ops += 1
-        self.kernels += not func.is_view
-        return func(*args, **(kwargs or {}))
+from tests.bench_cases import ALL_CASES, SMALL, SMALL_TRAINING, CountOps, run_small
 
 
 def ops_of(case: Case) -> CountOps:

@@ -356,9 +356,14 @@ def test_a_guarded_load_of_nowhere_is_not_made() -> None:
     )
 
 
+def test_hints_change_nothing() -> None:
+    assert run(' .pragma "used_bytes_mask 0xfff";\n .pragma "nounroll";\n mov.b32 %r5, 4;') == [4] * 32
+
+
 @pytest.mark.parametrize(
     "statement",
     [
+        '.pragma "enable_smem_spilling";',
         "atom.global.add.u32 %r5, [%rd1], 1;",
         "wgmma.fence.sync.aligned;",
         "cp.async.bulk.commit_group;",

@@ -14,6 +14,8 @@ BITS = {
     "s32": 32, "f32": 32, "f16x2": 32, "bf16x2": 32, "tf32": 32, "b64": 64, "u64": 64, "s64": 64, "f64": 64,
 }  # fmt: skip
 BARRIERS = ("bar", "barrier")
+#: Directives without effect on what is computed.
+_HINTS = ('.pragma "nounroll"', '.pragma "used_bytes_mask')
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def parse(ptx: str) -> Kernel:
             _declare_registers(kernel, statement)
         elif statement.startswith(".shared"):
             _declare_shared(kernel, statement)
+        elif statement.startswith(_HINTS):
+            continue
         elif statement.startswith("."):
             raise Unsupported(f"directive `{statement}` ({location})")
         else:

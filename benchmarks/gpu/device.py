@@ -1,0 +1,167 @@
+"""What of the GPU and of CUDA's run time the stages use: the one seam between them and a machine without a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rmc_kernels.benchmarks import memory
+from rmc_kernels.benchmarks.timing import Clock, clock_for
+from rmc_kernels.benchmarks.trial import Meter
+
+Results = Mapping[str, Tensor]
+Call = Callable[[], Results]
+
+#: What is asked of nvidia-smi.
+QUERIES = (
+    "driver_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw",
+    "power.limit", "temperature.gpu",
+)  # fmt: skip
+#: Calls before a capture, as torch's notes on CUDA graphs ask for.
+WARM_UPS = 3
+#: Size and number of the products that keep a stream busy for some tenths of a second.
+DELAY_WIDTH, DELAY_PRODUCTS = 8192, 12
+
+
+class Device(Protocol):
+    """Where the stages run.
+
+    Attributes:
+        name: of the torch device.
+        backend: that is looked at.
+        title: for the report.
+        stood_in: what something else stands in for, a line each; empty on a GPU.
+        alone: whether jobs run in this process, one after the other.
+        meter: of memory.
+    """
+
+    name: str
+    backend: str
+    alone: bool
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def stood_in(self) -> tuple[str, ...]: ...
+
+    @property
+    def meter(self) -> Meter: ...
+
+    def missing(self) -> str | None:
+        """Why nothing can run here, or None."""
+
+    def facts(self) -> dict[str, Any]:
+        """The device and its driver, as plain data."""
+
+    def capture(self, call: Call) -> tuple[Results, Callable[[], None]]:
+        """Capture a call in a CUDA graph: its results, and what replays it into them."""
+
+    def on_a_late_stream(self, late: Callable[[], None], call: Call) -> Results:
+        """`late`, after a long wait, and then the call, on a stream that is not the default one."""
+
+    def refusing_to_wait(self) -> Any:
+        """A context in which an operation that waits for the device raises."""
+
+    def second(self) -> str | None:
+        """Name of a device that is not the current one, or None."""
+
+    def clock(self, device: str, threads: int) -> tuple[str, Clock]:
+        """See `timing.clock_for`."""
+
+
+class Cuda:
+    """A GPU, by torch.cuda."""
+
+    name = "cuda"
+    backend = "triton"
+    stood_in: tuple[str, ...] = ()
+    alone = False
+    meter = memory.Meter("cuda")
+
+    @property
+    def title(self) -> str:
+        """The device's name."""
+        return torch.cuda.get_device_name()
+
+    def missing(self) -> str | None:
+        """See `Device`."""
+        if not torch.cuda.is_available():
+            return f"torch {torch.__version__} sees no GPU"
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """See `Device`."""
+        about = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return {
+            "name": self.title,
+            "count": torch.cuda.device_count(),
+            "capability": list(torch.cuda.get_device_capability()),
+            "processors": about.multi_processor_count,
+            "memory_bytes": about.total_memory,
+            "cuda": torch.version.cuda,
+            "hip": torch.version.hip,
+            "cudnn": torch.backends.cudnn.version(),
+            "nvidia_smi": nvidia_smi(),
+        }
+
+    def capture(self, call: Call) -> tuple[Results, Callable[[], None]]:
+        """See `Device`."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = call()
+        return results, graph.replay
+
+    def on_a_late_stream(self, late: Callable[[], None], call: Call) -> Results:
+        """See `Device`. Streams made by torch do not wait for the default one."""
+        busy = torch.randn(DELAY_WIDTH, DELAY_WIDTH, device=self.name) / DELAY_WIDTH
+        torch.cuda.synchronize()
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            for _ in range(DELAY_PRODUCTS):
+                busy = busy @ busy
+            late()
+            results = call()
+        torch.cuda.synchronize()
+        return results
+
+    @contextmanager
+    def refusing_to_wait(self) -> Iterator[None]:
+        """See `Device`."""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+    def second(self) -> str | None:
+        """See `Device`."""
+        others = [i for i in range(torch.cuda.device_count()) if i != torch.cuda.current_device()]
+        return f"cuda:{others[0]}" if others else None
+
+    def clock(self, device: str, threads: int) -> tuple[str, Clock]:
+        """See `Device`."""
+        return clock_for(device, threads)
+
+
+def nvidia_smi() -> dict[str, str] | None:
+    """Driver, clocks, power and temperature of the first GPU; None where nvidia-smi is not there or fails."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(QUERIES)}", "--format=csv,noheader", "--id=0"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    values = [value.strip() for value in found.strip().split(",")]
+    return dict(zip(QUERIES, values, strict=True)) if len(values) == len(QUERIES) else None

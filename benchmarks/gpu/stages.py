@@ -1,0 +1,192 @@
+"""The stages: jobs, run apart, each a list of findings."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+from rmc_kernels import verify
+from rmc_kernels.benchmarks.cases import Group
+from rmc_kernels.benchmarks.contestants import line_up
+from rmc_kernels.benchmarks.gpu import apart, runtime
+from rmc_kernels.benchmarks.gpu.device import Device
+from rmc_kernels.benchmarks.gpu.plan import Plan, backends_of
+from rmc_kernels.benchmarks.record import CaseResult
+from rmc_kernels.benchmarks.trial import checked, run_case
+from rmc_kernels.verify.check import CaseResult as Verified
+
+Job = TypeVar("Job")
+Value = TypeVar("Value")
+Status = Literal["right", "wrong", "error", "left out", "not served"]
+#: Most processes side by side: what they wait for is Triton's compiler.
+MOST_WORKERS = 16
+#: Share of the time of `bench` in which kernels are compiled for all cases, side by side, before any is timed.
+COMPILING = 0.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at, and what became of it; whatever is neither "right" nor "not served" fails."""
+
+    name: str
+    status: Status
+    detail: str = ""
+
+    @property
+    def fails(self) -> bool:
+        """Whether the stage fails by it."""
+        return self.status in ("wrong", "error", "left out")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage gave.
+
+    Attributes:
+        findings: all of them.
+        seconds: that it took.
+        cases: benchmark cases.
+    """
+
+    findings: list[Finding]
+    seconds: float
+    cases: list[CaseResult] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether something was found right, and nothing fails."""
+        return any(f.status == "right" for f in self.findings) and not any(f.fails for f in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "ok": self.ok,
+            "seconds": self.seconds,
+            "findings": [asdict(finding) for finding in self.findings],
+            "cases": [case.as_dict() for case in self.cases],
+        }
+
+
+Tell = Callable[[str], None]
+
+
+def verification(device: Device, plan: Plan, seconds: float, tell: Tell) -> Result:
+    """Parity of every case, by the criterion of `rmc verify`."""
+
+    def found(job: tuple[verify.Case, str], result: Verified) -> list[Finding]:
+        if result.status == "not served":
+            kind = f"{result.backend}, {result.case.spec.variant}, {result.case.dtype}"
+            return [Finding(kind, "not served", result.reason)]
+        if result.status == "right":
+            worst = max(result.comparisons.values(), key=lambda compared: compared.severity)
+            return [Finding(_name(job), "right", f"{100 * worst.severity:.0f} % of the bound")]
+        tensors = "; ".join(f"{tensor}: {compared}" for tensor, compared in result.misses.items())
+        return [Finding(_name(job), "wrong", f"{result.reason or tensors}; {verify.reproducer(result)}")]
+
+    jobs = backends_of(plan, device.backend)
+    return _collect(partial(_verified, device.name), jobs, _name, found, device, seconds, tell)
+
+
+def _verified(device: str, job: tuple[verify.Case, str]) -> Verified:
+    case, backend = job
+    return verify.check_case(case, backend, device=device)
+
+
+def _name(job: tuple[verify.Case, str]) -> str:
+    case, backend = job
+    return f"{backend} {case.as_json()}"
+
+
+def while_running(device: Device, plan: Plan, seconds: float, tell: Tell) -> Result:
+    """The same bits, graphs, streams, devices; see `runtime`."""
+
+    def found(case: verify.Case, looks: list[runtime.Look]) -> list[Finding]:
+        return [
+            Finding(what if status == "not served" else f"{what}: {case.as_json()}", status, detail)
+            for what, status, detail in looks
+        ]
+
+    function = partial(runtime.look_at, device, plan.repeats)
+    return _collect(function, plan.subjects, verify.Case.as_json, found, device, seconds, tell)
+
+
+def benchmark(device: Device, plan: Plan, seconds: float, tell: Tell) -> Result:
+    """Time and memory, of contestants that are right; first everything is compiled, side by side."""
+    start = time.monotonic()
+    if not device.alone:
+        for done in apart.run_all(
+            partial(compile_all, device), plan.timed, workers=_workers(), deadline=start + COMPILING * seconds
+        ):
+            tell(f"compiled: {_case_name(done.job)} {done.error}")
+    cases: list[CaseResult] = []
+
+    def found(group: Group, result: CaseResult) -> list[Finding]:
+        cases.append(result)
+        bad = [f"{figure.label}: {figure.status}: {figure.note}" for figure in result.figures if not figure.seconds]
+        ours = any(figure.contestant == f"rmc {device.backend}" and figure.seconds for figure in result.figures)
+        return [Finding(_case_name(group), "right" if result.ok and ours else "wrong", "; ".join(bad))]
+
+    left = start + seconds - time.monotonic()
+    result = _collect(partial(time_case, device), plan.timed, _case_name, found, device, left, tell, workers=1)
+    return Result(result.findings, time.monotonic() - start, cases)
+
+
+def _case_name(group: Group) -> str:
+    return group.cases[0].name
+
+
+def compile_all(device: Device, group: Group) -> None:
+    """Run every contestant once, so that its kernels are in the caches of Triton and torch."""
+    (case,) = group.cases
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # there is a process for each case already
+    for contestant in line_up(case, group.against, [device.backend]):
+        checked(contestant, case, device.name)
+
+
+def time_case(device: Device, group: Group) -> CaseResult:
+    """One case; the contestants are checked, in this process too, before they are timed."""
+    (case,) = group.cases
+    return run_case(case, group, [device.backend], device.name, None, device.meter, clock=device.clock)
+
+
+def _collect(
+    function: Callable[[Job], Value],
+    jobs: Sequence[Job],
+    name: Callable[[Job], str],
+    found: Callable[[Job, Value], list[Finding]],
+    device: Device,
+    seconds: float,
+    tell: Tell,
+    workers: int | None = None,
+) -> Result:
+    """Run jobs, and make findings of what they give."""
+    start = time.monotonic()
+    count = 0 if device.alone else (workers or _workers())
+    findings: list[Finding] = []
+    for done in apart.run_all(function, jobs, workers=count, deadline=start + seconds):
+        if done.value is not None:
+            some = found(done.job, done.value)
+        elif done.begun:
+            some = [Finding(name(done.job), "error", done.error)]
+        else:
+            some = [Finding(name(done.job), "left out", "the time was over")]
+        findings += some
+        for finding in some:
+            tell(f"{finding.status}: {finding.name} {finding.detail}")
+    return Result(findings, time.monotonic() - start)
+
+
+def _workers() -> int:
+    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 1))
+
+
+#: Name on the command line -> stage.
+STAGES: dict[str, Callable[[Device, Plan, float, Tell], Result]] = {
+    "verify": verification,
+    "runtime": while_running,
+    "bench": benchmark,
+}
