@@ -82,10 +82,19 @@ class History:
         """The last evaluation."""
         return self.points[-1]
 
+    @property
+    def measured(self) -> str:
+        """The last evaluation's measure, for tables."""
+        return f"{self.final.accuracy:.1%}" if self.measure == "accuracy" else f"{self.final.perplexity:,.2f}"
+
     def margin(self, level: float) -> float:
-        """How far the final accuracy is above `level`, in standard errors of that level on as many answers."""
+        """How far the final accuracy is above `level`, in standard errors of that level on as many answers.
+
+        A level of 0 or 1 has none: accuracies above it are infinitely far above, those below infinitely far below.
+        """
         error = math.sqrt(level * (1 - level) / self.answers)
-        return (self.final.accuracy - level) / error
+        above = self.final.accuracy - level
+        return above / error if error else math.copysign(math.inf, above) if above else 0.0
 
     def write(self, folder: Path, name: str) -> list[Path]:
         """Write `name`.json (everything) and `name`.csv (the points) into `folder`, and return both paths."""

@@ -24,12 +24,16 @@ from rmc_kernels.tasks.training import Trainer, TrainingConfig
 
 @dataclass(frozen=True)
 class Job:
-    """One training: which model learns which task, and how; with a checkpoint, it goes on from there."""
+    """One training: which model learns which task, and how.
+
+    With a checkpoint it goes on from there, and leaves its curve beside it. `command` is the line that repeats it.
+    """
 
     task: Task
     model: ModelConfig
     training: TrainingConfig
     checkpoint: Path | None = None
+    command: str = ""
 
 
 class News(NamedTuple):
@@ -71,8 +75,19 @@ def _start(queue: SimpleQueue[News]) -> None:
 
 
 def _train(number: int, job: Job) -> History:
+    trainer = Trainer(job.task, job.model, job.training, job.checkpoint, resume=True)
+    trainer.history.command = job.command
+
     def watch(trainer: Trainer) -> None:
         if trainer.evaluated:
+            _keep(trainer.history, job.checkpoint)
             _queue.put(News(number, trainer.history.final))
 
-    return Trainer(job.task, job.model, job.training, job.checkpoint, resume=True).run(watch)
+    history = trainer.run(watch)
+    _keep(history, job.checkpoint)
+    return history
+
+
+def _keep(history: History, checkpoint: Path | None) -> None:
+    if checkpoint is not None:
+        history.write(checkpoint.parent, checkpoint.stem)
