@@ -100,7 +100,10 @@ def test_every_preset_is_of_its_task(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nth-farthest", "--config", "huge"], "config takes small or medium or paper for nth-farthest, got 'huge'"),
+        (
+            ["nth-farthest", "--config", "huge"],
+            "config takes small or medium or large or paper for nth-farthest, got",
+        ),
         (["program-eval", "--kind", "poetry"], "kind takes one of 'all', 'addition'"),
         (["babi", "--data", "/nowhere.tar.gz"], "/nowhere.tar.gz"),
         (["nth-farthest", "--head", "tied"], "head takes 'mlp' where a step is no token"),

@@ -97,8 +97,9 @@ def compare(
         other = max(seeds) + 1
         tried = _side_by_side([job(core, rate, other, True) for core in cores for rate in rates], console, processes)
         best = {core: best_rate([run for run in tried if run.model["core"] == core]) for core in cores}
-    found = _side_by_side([job(core, best[core], seed) for core in cores for seed in seeds], console, processes)
-    return Comparison(tuple(found), tuple(tried))
+    # Seed by seed, so that what an interruption leaves is as many runs of each model.
+    found = _side_by_side([job(core, best[core], seed) for seed in seeds for core in cores], console, processes)
+    return Comparison(tuple(sorted(found, key=lambda run: cores.index(run.model["core"]))), tuple(tried))
 
 
 def best_rate(runs: Sequence[History]) -> float:

@@ -58,6 +58,7 @@ class History:
         options: the task's name and fields.
         answers: how many held-out answers an evaluation asks for.
         parts: accuracy of the last evaluation in each part of the task, where it has several.
+        part_levels: the last of the levels in each part.
         measure: what to show of it, "accuracy" or "perplexity".
         command: the command line that repeats it, if there is one.
         machine: where it ran.
@@ -73,6 +74,7 @@ class History:
     options: Mapping[str, Any] = field(default_factory=dict)
     answers: int = 0
     parts: dict[str, float] = field(default_factory=dict)
+    part_levels: Mapping[str, float] = field(default_factory=dict)
     measure: str = "accuracy"
     command: str = ""
     machine: str = ""

@@ -71,6 +71,7 @@ class NthFarthest:
     carries: ClassVar[bool] = False
     measure: ClassVar[str] = "accuracy"
     vocabulary: ClassVar[tuple[str, ...]] = ()
+    part_levels: ClassVar[Mapping[str, float]] = {}
 
     def __post_init__(self) -> None:
         errors.positive_int("objects", self.objects, minimum=2)

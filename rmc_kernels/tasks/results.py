@@ -71,10 +71,13 @@ def _cpu_seconds(runs: Sequence[History]) -> str:
 
 
 def _parts(runs: Sequence[History]) -> str:
-    """Accuracy in each part of the task, the mean over the seeds of each model."""
-    found = groups(runs)
+    """Accuracy in each part of the task, the mean over the seeds of each model, and the level to compare with."""
+    found, levels = groups(runs), runs[0].part_levels
     head = ["accuracy", *(f"{model_label(same, runs)}, seeds: {len(same)}" for same in found)]
     rows = [[part, *(f"{mean(run.parts[part] for run in same):.1%}" for same in found)] for part in runs[0].parts]
+    if levels:
+        head.append(list(runs[0].levels)[-1])
+        rows = [[*row, f"{levels[row[0]]:.1%}"] for row in rows]
     return _markdown(head, rows)
 
 
