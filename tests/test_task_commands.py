@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
@@ -153,10 +153,8 @@ def test_compare_gives_every_model_the_best_of_the_same_learning_rates(
 
 def test_the_best_learning_rate_is_of_the_run_that_did_best() -> None:
     def run(rate: float, accuracy: float, loss: float, measure: str) -> History:
-        point = replace(Point(10, 80, 9.0, 0.5, 0.9), accuracy=accuracy, loss=loss)
-        return replace(
-            History(**{**HISTORY, "points": []}), training={"learning_rate": rate}, points=[point], measure=measure
-        )
+        points = [Point(10, 80, 9.0, loss, accuracy)]
+        return History("task", {}, 1, "cpu", {"core": "rmc"}, {"learning_rate": rate}, points, measure=measure)
 
     assert best_rate([run(1, 0.5, 2.0, "accuracy"), run(2, 0.7, 3.0, "accuracy")]) == 2
     assert best_rate([run(1, 0.5, 2.0, "perplexity"), run(2, 0.7, 3.0, "perplexity")]) == 1

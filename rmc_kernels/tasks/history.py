@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -99,17 +100,21 @@ class History:
         return above / error if error else math.copysign(math.inf, above) if above else 0.0
 
     def write(self, folder: Path, name: str) -> list[Path]:
-        """Write `name`.json (everything) and `name`.csv (the points) into `folder`, and return both paths."""
+        """Write `name`.json (everything) and `name`.csv (the points) into `folder`, and return both paths.
+
+        Whoever opens one, at any time, finds the old file or the new one.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        as_json, as_csv = folder / f"{name}.json", folder / f"{name}.csv"
-        beside = folder / f"{name}.json.partial"
-        beside.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        os.replace(beside, as_json)
-        with as_csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [column.name for column in fields(Point)])
-            writer.writeheader()
-            writer.writerows(asdict(point) for point in self.points)
-        return [as_json, as_csv]
+        rows = io.StringIO(newline="")
+        writer = csv.DictWriter(rows, [column.name for column in fields(Point)])
+        writer.writeheader()
+        writer.writerows(asdict(point) for point in self.points)
+        paths = [folder / f"{name}.json", folder / f"{name}.csv"]
+        for path, text in zip(paths, (json.dumps(asdict(self), indent=1) + "\n", rows.getvalue()), strict=True):
+            beside = path.with_name(f"{path.name}.partial")
+            beside.write_text(text, newline="")
+            os.replace(beside, path)
+        return paths
 
     @classmethod
     def read(cls, path: Path) -> History:

@@ -7,6 +7,8 @@ be shared out.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -72,6 +74,15 @@ def _start(queue: SimpleQueue[News]) -> None:
     global _queue
     _queue = queue
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Left alone, a job would go on and write the checkpoint that the command, called again, goes on from."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _train(number: int, job: Job) -> History:
