@@ -21,7 +21,7 @@ from rmc_kernels.tasks import jobs
 from rmc_kernels.tasks.command import comparison, train
 from rmc_kernels.tasks.comparison import TUNING, best_rate
 from rmc_kernels.tasks.history import History, Point
-from rmc_kernels.tasks.inspection import attention, example, inspect
+from rmc_kernels.tasks.inspection import answers, attention, example, inspect
 from rmc_kernels.tasks.models import ModelConfig
 from rmc_kernels.tasks.options import option_name
 from rmc_kernels.tasks.presets import PRESETS
@@ -190,6 +190,18 @@ def test_attention_is_a_share_of_every_row(runs: Path) -> None:
     assert weights.shape == (3, 1, 2, 2, 3)  # steps, blocks, heads, slots, slots and the input
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 1, 2, 2))
     assert not torch.equal(weights, attention(model, example(task, 4).inputs))
+
+
+@pytest.mark.parametrize("name", ["nth-farthest", "lm"])
+def test_inspect_tells_what_the_model_answers(name: str, runs: Path) -> None:
+    task, model, _ = trained(runs / f"{name}-rmc-seed0.pt")
+    for number in range(4):
+        batch = example(task, number)
+        given, right = answers(task, model, batch)
+        target = int(batch.targets[0, -1])
+        assert right == (task.vocabulary[target].replace("\n", "\\n") if task.vocabulary else str(target))
+        last = model.eval()(*batch).right[-1]  # type: ignore[index]
+        assert (given == right) == bool(last)
 
 
 def test_an_example_ends_with_its_last_answer(runs: Path) -> None:

@@ -72,7 +72,8 @@ def _cpu_seconds(runs: Sequence[History]) -> str:
 
 def _parts(runs: Sequence[History]) -> str:
     """Accuracy in each part of the task, the mean over the seeds of each model, and the level to compare with."""
-    found, levels = groups(runs), runs[0].part_levels
+    found = groups(runs)
+    levels = next((run.part_levels for run in runs if run.part_levels), {})  # runs of before have none
     head = ["accuracy", *(f"{model_label(same, runs)}, seeds: {len(same)}" for same in found)]
     rows = [[part, *(f"{mean(run.parts[part] for run in same):.1%}" for same in found)] for part in runs[0].parts]
     if levels:
@@ -92,7 +93,8 @@ def _settings(runs: Sequence[History]) -> str:
     ]
     commands = list(dict.fromkeys(same[0].command for same in groups(runs) if same[0].command))
     backends = sorted({f"{CORES[run.model['core']][0]} {run.backend}" for run in runs})
-    lines.append(f"Backend: {', '.join(backends)}; {first.machine}.")
+    machines = dict.fromkeys(run.machine for run in runs)
+    lines.append(f"Backend: {', '.join(backends)}; {'; '.join(machines)}.")
     return "  \n".join(lines) + "\n\n" + "\n".join(f"    {command}" for command in commands)
 
 
