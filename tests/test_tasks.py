@@ -242,6 +242,17 @@ def test_impossible_models_are_refused(change: dict[str, Any], named: str) -> No
 # -- training -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("core", ["rmc", "lstm"])
+def test_a_short_training_learns_what_the_question_gives_away(core: Core) -> None:
+    """One coordinate, two objects: the answer is m or the other one, which n tells."""
+    config = TrainingConfig(updates=100, batch_size=64, learning_rate=5e-3, evaluate_every=100)
+    history = Trainer(NthFarthest(2, 1), replace(TINY, core=core), config).run()
+    before, after = history.points
+    assert after.loss < before.loss / 4
+    assert history.margin(history.levels["chance"]) > 20
+    assert after.accuracy > 0.9
+
+
 def test_training_repeats_itself_by_seed() -> None:
     def run(seed: int) -> list[tuple[int, float, float]]:
         history = Trainer(NthFarthest(3, 1), TINY, replace(SHORT, seed=seed)).run()
