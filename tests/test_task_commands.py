@@ -102,7 +102,7 @@ def test_every_preset_is_of_its_task(name: str) -> None:
     [
         (
             ["nth-farthest", "--config", "huge"],
-            "config takes small or medium or large or paper for nth-farthest, got",
+            "config takes small or medium or paper for nth-farthest, got",
         ),
         (["program-eval", "--kind", "poetry"], "kind takes one of 'all', 'addition'"),
         (["babi", "--data", "/nowhere.tar.gz"], "/nowhere.tar.gz"),

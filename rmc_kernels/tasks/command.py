@@ -29,7 +29,7 @@ from rmc_kernels.tasks.training import Trainer, TrainingConfig
 train = typer.Typer(no_args_is_help=True)
 comparison = typer.Typer(no_args_is_help=True)
 
-PresetName = Annotated[str, typer.Option("--config", help="Preset for the options: small, medium, large or paper.")]
+PresetName = Annotated[str, typer.Option("--config", help="Preset for the options: small, medium or paper.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of torch; more than 1 pay for large models only.")]
 Out = Annotated[Path, typer.Option(help="Folder for checkpoints, JSON, CSV and plot.")]
 HELP = {

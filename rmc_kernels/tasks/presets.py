@@ -38,14 +38,6 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
                 evaluation_examples=2048,
             ),
         ),
-        "large": Preset(
-            NthFarthest(objects=5, dims=2, curriculum="grow", patience=2500),
-            ModelConfig(slots=4, heads=4, head_size=16, readout_layers=2, readout_width=256),
-            TrainingConfig(
-                updates=8000, batch_size=128, learning_rate=1e-3, schedule="cosine", evaluate_every=250,
-                evaluation_examples=2048,
-            ),
-        ),
         "paper": Preset(
             NthFarthest(objects=8, dims=16),
             ModelConfig(slots=8, heads=8, head_size=32, readout_layers=4, readout_width=256),
