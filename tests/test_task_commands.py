@@ -137,9 +137,10 @@ def test_compare_gives_every_model_the_best_of_the_same_learning_rates(
     monkeypatch.setattr(jobs, "_queue", SimpleQueue(), raising=False)
     monkeypatch.setattr(compared, "train_all", lambda all_, processes, watch: [*map(jobs._train, count(), all_)])
     arguments = ["nth-farthest", *TINY, "--objects", "2", "--dims", "1", "--steps", "60", "--models", "rmc,lstm"]
-    arguments += ["--seeds", "2", "--rates", "0.02,1e-9", "--out", str(tmp_path)]
+    arguments += ["--seeds", "2", "--rates", "0.02,1e-9,0.02", "--out", str(tmp_path)]
     shown = call(comparison, *arguments)
     assert "accuracy by learning rate, seed 2" in shown
+    assert len(re.findall(r"│ (?:rmc|lstm) .*│ 0.02 +│\n", shown)) == 2
     tried = {path.name: History.read(path) for path in (tmp_path / TUNING).glob("*.json")}
     assert set(tried) == {
         f"nth-farthest-{c}-seed2-lr{rate}.json" for c in ("rmc", "lstm") for rate in ("0.02", "1e-09")

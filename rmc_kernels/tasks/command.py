@@ -94,10 +94,10 @@ def _compare_all(
     out: Out = Path("runs"),
 ) -> None:
     console = Console()
-    wrong = [model for model in models.split(",") if model not in CORES]
+    cores = cast(list[Core], list(dict.fromkeys(models.split(","))))
+    wrong = [core for core in cores if core not in CORES]
     if wrong:
         raise typer.BadParameter(f"models takes {', '.join(CORES)}, with commas between; got {wrong[0]!r}")
-    cores = cast(list[Core], models.split(","))
     tried = _rates(rates, given)
     preset = _preset(name, config, given)
     command = shlex.join(["rmc", *sys.argv[1:]])
@@ -123,7 +123,7 @@ def _rates(text: str, given: Mapping[str, Any]) -> list[float]:
         raise typer.BadParameter(f"rates takes numbers with commas between, got {text!r}") from error
     if not all(0 < rate < math.inf for rate in rates):
         raise typer.BadParameter(f"rates takes numbers above 0, got {text!r}")
-    return rates
+    return list(dict.fromkeys(rates))
 
 
 def _preset(name: str, config: str, given: Mapping[str, Any]) -> Preset:

@@ -139,18 +139,14 @@ def run_name(task: Task, model: ModelConfig, training: TrainingConfig) -> str:
 
 
 def show_tuning(comparison: Comparison, console: Console) -> None:
-    """Print what every model reached with every learning rate, the one that its runs took marked."""
-    rates = list(dict.fromkeys(run.training["learning_rate"] for run in comparison.tuning))
+    """Print what every model reached with every learning rate, and which one its runs took."""
+    rates = dict.fromkeys(f"{run.training['learning_rate']:g}" for run in comparison.tuning)
     seed, measure = comparison.tuning[0].training["seed"], comparison.tuning[0].measure
     console.print(f"[bold]{measure} by learning rate[/], seed {seed}")
-    table = Table("model", *(f"{rate:g}" for rate in rates))
+    table = Table("model", *rates, "taken")
     for core in comparison.cores:
-        tried = [run for run in comparison.tuning if run.model["core"] == core]
-        taken = comparison.runs(core)[0].training["learning_rate"]
-        table.add_row(
-            core,
-            *(f"[bold]{run.measured}[/]" if run.training["learning_rate"] == taken else run.measured for run in tried),
-        )
+        tried = [run.measured for run in comparison.tuning if run.model["core"] == core]
+        table.add_row(core, *tried, f"{comparison.runs(core)[0].training['learning_rate']:g}")
     console.print(table)
 
 
