@@ -34,7 +34,7 @@ def test_digits_are_copied_doubled_and_turned(core: Core) -> None:
     task = ProgramEvaluation("copy", length=2)
     history = Trainer(task, replace(MODEL, core=core), replace(CONFIG, updates=300)).run()
     assert history.points[0].accuracy < 0.2
-    assert history.final.accuracy > 0.6
+    assert history.margin(history.levels["program unread"]) > 5
 
 
 def test_stories_are_understood_better_than_by_guessing() -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import fields
+from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import torch
 from typer import Typer
 from typer.testing import CliRunner
 
+from rmc_kernels.tasks import comparison as compared
+from rmc_kernels.tasks import jobs
 from rmc_kernels.tasks.command import comparison, train
-from rmc_kernels.tasks.history import History
-from rmc_kernels.tasks.inspection import attention, example, inspect
+from rmc_kernels.tasks.comparison import TUNING, best_rate
+from rmc_kernels.tasks.history import History, Point
+from rmc_kernels.tasks.inspection import answers, attention, example, inspect
 from rmc_kernels.tasks.models import ModelConfig
 from rmc_kernels.tasks.options import option_name
 from rmc_kernels.tasks.presets import PRESETS
@@ -94,7 +100,10 @@ def test_every_preset_is_of_its_task(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nth-farthest", "--config", "huge"], "config takes small or medium or paper for nth-farthest, got 'huge'"),
+        (
+            ["nth-farthest", "--config", "huge"],
+            "config takes small or medium or paper for nth-farthest, got",
+        ),
         (["program-eval", "--kind", "poetry"], "kind takes one of 'all', 'addition'"),
         (["babi", "--data", "/nowhere.tar.gz"], "/nowhere.tar.gz"),
         (["nth-farthest", "--head", "tied"], "head takes 'mlp' where a step is no token"),
@@ -119,7 +128,51 @@ def test_compare_trains_every_model_from_every_seed_and_goes_on(tmp_path: Path) 
     names = [f"program-eval-{core}-seed0" for core in ("gru", "transformer")]
     assert {path.name for path in tmp_path.glob("*.json")} == {f"{name}.json" for name in names}
     assert (tmp_path / "program-eval.png").exists()
-    assert "models takes rmc, lstm" in wrong(comparison, "babi", "--models", "rmc,elman", "--out", str(tmp_path))
+
+
+def test_compare_gives_every_model_the_best_of_the_same_learning_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 0.02 and 1e-9 the first learns. The jobs run in this process; a second call finds them done."""
+    monkeypatch.setattr(jobs, "_queue", SimpleQueue(), raising=False)
+    monkeypatch.setattr(compared, "train_all", lambda all_, processes, watch: [*map(jobs._train, count(), all_)])
+    arguments = ["nth-farthest", *TINY, "--objects", "2", "--dims", "1", "--steps", "60", "--models", "rmc,lstm"]
+    arguments += ["--seeds", "2", "--rates", "0.02,1e-9,0.02", "--out", str(tmp_path)]
+    shown = call(comparison, *arguments)
+    assert "accuracy by learning rate, seed 2" in shown
+    assert len(re.findall(r"│ (?:rmc|lstm) .*│ 0.02 +│\n", shown)) == 2
+    tried = {path.name: History.read(path) for path in (tmp_path / TUNING).glob("*.json")}
+    assert set(tried) == {
+        f"nth-farthest-{c}-seed2-lr{rate}.json" for c in ("rmc", "lstm") for rate in ("0.02", "1e-09")
+    }
+    found = {path.name: History.read(path) for path in tmp_path.glob("*.json")}
+    assert set(found) == {f"nth-farthest-{core}-seed{seed}.json" for core in ("rmc", "lstm") for seed in (0, 1)}
+    assert {history.training["learning_rate"] for history in found.values()} == {0.02}
+    call(comparison, *arguments)
+    assert {path.name: History.read(path) for path in tmp_path.glob("*.json")} == found
+
+
+def test_the_best_learning_rate_is_of_the_run_that_did_best() -> None:
+    def run(rate: float, accuracy: float, loss: float, measure: str) -> History:
+        points = [Point(10, 80, 9.0, loss, accuracy)]
+        return History("task", {}, 1, "cpu", {"core": "rmc"}, {"learning_rate": rate}, points, measure=measure)
+
+    assert best_rate([run(1, 0.5, 2.0, "accuracy"), run(2, 0.7, 3.0, "accuracy")]) == 2
+    assert best_rate([run(1, 0.5, 2.0, "perplexity"), run(2, 0.7, 3.0, "perplexity")]) == 1
+    assert best_rate([run(1, 0.9, math.nan, "accuracy"), run(2, 0.1, 3.0, "accuracy")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--models", "rmc,elman"], "models takes rmc, lstm"),
+        (["--rates", "1e-3,fast"], "rates takes numbers with commas between, got '1e-3,fast'"),
+        (["--rates", "1e-3,0"], "rates takes numbers above 0, got '1e-3,0'"),
+        (["--rates", "1e-3", "--lr", "1e-3"], "rates takes the place of lr; got both"),
+    ],
+)
+def test_compare_names_a_wrong_option(arguments: list[str], said: str, tmp_path: Path) -> None:
+    assert said in wrong(comparison, "nth-farthest", *arguments, "--out", str(tmp_path))
 
 
 # -- inspect --------------------------------------------------------------------------------------------------------
@@ -138,6 +191,18 @@ def test_attention_is_a_share_of_every_row(runs: Path) -> None:
     assert weights.shape == (3, 1, 2, 2, 3)  # steps, blocks, heads, slots, slots and the input
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 1, 2, 2))
     assert not torch.equal(weights, attention(model, example(task, 4).inputs))
+
+
+@pytest.mark.parametrize("name", ["nth-farthest", "lm"])
+def test_inspect_tells_what_the_model_answers(name: str, runs: Path) -> None:
+    task, model, _ = trained(runs / f"{name}-rmc-seed0.pt")
+    for number in range(4):
+        batch = example(task, number)
+        given, right = answers(task, model, batch)
+        target = int(batch.targets[0, -1])
+        assert right == (task.vocabulary[target].replace("\n", "\\n") if task.vocabulary else str(target))
+        last = model.eval()(*batch).right[-1]  # type: ignore[index]
+        assert (given == right) == bool(last)
 
 
 def test_an_example_ends_with_its_last_answer(runs: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -341,6 +342,7 @@ def test_a_history_is_kept_as_json_and_csv(tmp_path: Path) -> None:
 
 def test_a_margin_is_counted_in_standard_errors() -> None:
     assert history(0.75).margin(2 / 3) == pytest.approx((0.75 - 2 / 3) / (2 / 9 / MEASURED) ** 0.5)
+    assert [history(accuracy).margin(1.0) for accuracy in (0.9, 1.0)] == [-math.inf, 0.0]
 
 
 def test_a_comparison_has_learnt_only_where_every_rmc_run_is_above_every_level() -> None:

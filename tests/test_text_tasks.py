@@ -42,6 +42,17 @@ def test_programs_use_every_kind_of_statement() -> None:
     assert {*sources} <= {*VOCABULARY}
 
 
+def test_the_level_of_programs_is_what_knowing_their_answers_only_gives() -> None:
+    """Of copied digits a tenth can be guessed, and the full stop behind the fifth is known; reversed no less."""
+    copied = ProgramEvaluation("copy", length=5).levels["program unread"]
+    assert (5 * 0.1 + 1) / 6 < copied < (5 * 0.13 + 1) / 6  # the most frequent of ten digits among 500
+    both = ProgramEvaluation("all", digits=2, length=5)
+    assert list(both.part_levels) == both.kinds
+    assert both.part_levels["copy"] == pytest.approx(copied, abs=0.01)
+    assert min(both.part_levels.values()) < both.levels["program unread"] < max(both.part_levels.values())
+    assert ProgramEvaluation("copy").part_levels == {}
+
+
 @pytest.mark.parametrize(("kind", "answer"), [("copy", "{0}"), ("reverse", "{1}"), ("double", "{0}{0}")])
 def test_memorisation(kind: str, answer: str) -> None:
     problem = KINDS[kind](7, 1, Random(3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,36 @@ def run_command(folder: Path, steps: int, *launcher: str) -> list[Point]:
     kept = History.read(folder / "lm-rmc-seed0.json")
     assert kept.command.startswith("rmc train lm")
     return kept.points
+
+
+@pytest.mark.slow
+def test_no_job_outlives_the_command_that_started_it(tmp_path: Path) -> None:
+    """Its curve stops growing once `rmc compare` is killed; called again, it goes on from there."""
+    sizes = "--slots 2 --heads 2 --head-size 4 --embedding 8 --batch-size 6 --evaluation-examples 20"
+    arguments = ["compare", "nth-farthest", *sizes.split(), "--models", "rmc", "--seeds", "1", "--processes", "1"]
+    command = [sys.executable, "-m", "rmc_kernels", *arguments, "--evaluate-every", "1", "--out", str(tmp_path)]
+    curve = tmp_path / "nth-farthest-rmc-seed0.csv"  # written anew at every update
+
+    def grown(since: str) -> str:
+        """The curve as soon as it is another one, or as it still is after two seconds."""
+        for _ in range(20):
+            time.sleep(0.1)
+            if curve.exists() and curve.read_text() != since:
+                return curve.read_text()
+        return since
+
+    with subprocess.Popen([*command, "--steps", "1000000"], cwd=Path(__file__).parent.parent) as running:
+        while not curve.exists() or len(curve.read_text().splitlines()) < 5:
+            assert running.poll() is None
+            time.sleep(0.1)
+        running.kill()
+    before = curve.read_text()
+    while (after := grown(before)) != before:
+        before = after
+        assert len(after.splitlines()) < 100_000
+    made = len(after.splitlines()) - 2
+    subprocess.run([*command, "--steps", str(made + 2)], cwd=Path(__file__).parent.parent, check=True, timeout=300)
+    assert curve.read_text().startswith(after)
 
 
 @pytest.mark.slow

@@ -74,15 +74,17 @@ class Babi:
         }
         return ("", *self.answers, *sorted(words - set(self.answers)))
 
-    @cached_property
+    @property
     def levels(self) -> Mapping[str, float]:
         """The most frequent answer of each task, always."""
-        right = asked = 0
-        for splits in self.read.values():
-            best = Counter(question.answer for question in splits["train"]).most_common(1)[0][0]
-            right += sum(question.answer == best for question in splits["test"])
-            asked += len(splits["test"])
-        return {"each task's most frequent answer": right / asked}
+        asked = [len(splits["test"]) for splits in self.read.values()]
+        right = sum(share * count for share, count in zip(self.part_levels.values(), asked, strict=True))
+        return {"each task's most frequent answer": right / sum(asked)}
+
+    @cached_property
+    def part_levels(self) -> Mapping[str, float]:
+        """The same of each task."""
+        return {name: _most_frequent(splits) for name, splits in self.read.items()}
 
     def model(self, config: ModelConfig) -> SequenceModel:
         """The model that `config` describes, of exactly its sizes."""
@@ -125,6 +127,12 @@ class Babi:
     @cached_property
     def _token(self) -> dict[str, int]:
         return {word: token for token, word in enumerate(self.vocabulary)}
+
+
+def _most_frequent(splits: Mapping[str, list[Question]]) -> float:
+    """How often the most frequent training answer of a task is right in its test."""
+    best = Counter(question.answer for question in splits["train"]).most_common(1)[0][0]
+    return sum(question.answer == best for question in splits["test"]) / len(splits["test"])
 
 
 class Epochs:

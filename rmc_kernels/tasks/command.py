@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from rmc_kernels.tasks import logs, ranks
-from rmc_kernels.tasks.comparison import compare, run_name, show_comparison
+from rmc_kernels.tasks.comparison import compare, run_name, show_comparison, show_tuning
 from rmc_kernels.tasks.cores import CORES, Core
 from rmc_kernels.tasks.history import History
 from rmc_kernels.tasks.models import ModelConfig
@@ -87,24 +87,43 @@ def _compare_all(
     config: PresetName = "small",
     models: Annotated[str, typer.Option(help="Which, with commas between: rmc, lstm, gru, transformer.")] = "rmc,lstm",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each model, from the seeds 0, 1, and so on.")] = 3,
+    rates: Annotated[
+        str, typer.Option(help="Learning rates that each model tries from one more seed; its runs take its best.")
+    ] = "",
     processes: Annotated[int | None, typer.Option(min=1, help="Runs at a time; one a core if not given.")] = None,
     out: Out = Path("runs"),
 ) -> None:
     console = Console()
-    wrong = [model for model in models.split(",") if model not in CORES]
+    cores = cast(list[Core], list(dict.fromkeys(models.split(","))))
+    wrong = [core for core in cores if core not in CORES]
     if wrong:
         raise typer.BadParameter(f"models takes {', '.join(CORES)}, with commas between; got {wrong[0]!r}")
-    cores = cast(list[Core], models.split(","))
+    tried = _rates(rates, given)
     preset = _preset(name, config, given)
+    command = shlex.join(["rmc", *sys.argv[1:]])
     try:
-        found = compare(preset, range(seeds), console, cores, processes, lambda run: out / f"{run}.pt")
+        found = compare(preset, range(seeds), console, cores, processes, out, tried, command)
     except (OSError, TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
+    if found.tuning:
+        show_tuning(found, console)
     show_comparison(found, console)
-    for history in found.histories:
-        history.command = shlex.join(["rmc", *sys.argv[1:]])
-        history.write(out, f"{name}-{history.model['core']}-seed{history.training['seed']}")
     console.print(f"wrote {plot_curves(found.histories, out / f'{name}.png')}", soft_wrap=True)
+
+
+def _rates(text: str, given: Mapping[str, Any]) -> list[float]:
+    """The learning rates of `--rates`."""
+    if not text:
+        return []
+    if "learning_rate" in given:
+        raise typer.BadParameter("rates takes the place of lr; got both")
+    try:
+        rates = [float(rate) for rate in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"rates takes numbers with commas between, got {text!r}") from error
+    if not all(0 < rate < math.inf for rate in rates):
+        raise typer.BadParameter(f"rates takes numbers above 0, got {text!r}")
+    return list(dict.fromkeys(rates))
 
 
 def _preset(name: str, config: str, given: Mapping[str, Any]) -> Preset:

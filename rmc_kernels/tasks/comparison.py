@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,13 +22,16 @@ from rmc_kernels.tasks.training import TrainingConfig
 
 #: Standard errors by which every RMC run has to be above a level to count as above it.
 MARGIN = 5.0
+#: Folder, inside that of the runs, of those that chose a learning rate.
+TUNING = "tuning"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs of every model, seed by seed."""
+    """The runs of every model, seed by seed, and those that chose each model's learning rate."""
 
     histories: tuple[History, ...]
+    tuning: tuple[History, ...] = ()
 
     def runs(self, core: str) -> list[History]:
         """The runs of one model, in the order of their seeds."""
@@ -60,7 +64,9 @@ def compare(
     console: Console,
     cores: Sequence[Core] = ("rmc", "lstm"),
     processes: int | None = None,
-    checkpoints: Callable[[str], Path] | None = None,
+    folder: Path | None = None,
+    rates: Sequence[float] = (),
+    command: str = "",
 ) -> Comparison:
     """Train each model from every seed, with a progress bar each.
 
@@ -70,32 +76,78 @@ def compare(
         console: where the bars go.
         cores: the models.
         processes: runs at a time; None for one on every core of the machine.
-        checkpoints: the checkpoint of a run by its name; a run goes on from it if it exists. None for none.
+        folder: of the runs' checkpoints and curves; a run goes on from its checkpoint if it exists. None for none.
+        rates: learning rates that each model tries, from a seed that is none of `seeds`; its runs take the one that
+            did best on the held-out examples. Empty for the preset's.
+        command: the command line that repeats it, if there is one.
     """
-    jobs = []
-    for core in cores:
-        for seed in seeds:
-            model, training = replace(preset.model, core=core), replace(preset.training, seed=seed)
-            kept = checkpoints(run_name(preset.task, model, training)) if checkpoints else None
-            jobs.append(Job(preset.task, model, training, kept))
+
+    def job(core: Core, rate: float, seed: int, tuning: bool = False) -> Job:
+        model = replace(preset.model, core=core)
+        training = replace(preset.training, seed=seed, learning_rate=rate)
+        if folder is None:
+            return Job(preset.task, model, training, command=command)
+        name = run_name(preset.task, model, training)
+        path = folder / TUNING / f"{name}-lr{rate:g}.pt" if tuning else folder / f"{name}.pt"
+        return Job(preset.task, model, training, path, command)
+
+    best = dict.fromkeys(cores, preset.training.learning_rate)
+    tried: list[History] = []
+    if rates:
+        other = max(seeds) + 1
+        tried = _side_by_side([job(core, rate, other, True) for core in cores for rate in rates], console, processes)
+        best = {core: best_rate([run for run in tried if run.model["core"] == core]) for core in cores}
+    # Seed by seed, so that what an interruption leaves is as many runs of each model.
+    found = _side_by_side([job(core, best[core], seed) for seed in seeds for core in cores], console, processes)
+    return Comparison(tuple(sorted(found, key=lambda run: cores.index(run.model["core"]))), tuple(tried))
+
+
+def best_rate(runs: Sequence[History]) -> float:
+    """The learning rate of the run that did best; one that diverged did worst."""
+
+    def score(run: History) -> float:
+        found = run.final.accuracy if run.measure == "accuracy" else -run.final.loss
+        return found if math.isfinite(run.final.loss) else -math.inf
+
+    rate: float = max(runs, key=score).training["learning_rate"]
+    return rate
+
+
+def _side_by_side(jobs: Sequence[Job], console: Console, processes: int | None) -> list[History]:
+    """Run the jobs, with a bar each."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = min(len(jobs), processes or available)
     with TrainingProgress(console) as progress:
         bars = [
-            progress.add(f"{job.model.core.upper()} seed {job.training.seed}", job.training.updates) for job in jobs
+            progress.add(
+                f"{job.model.core.upper()} lr {job.training.learning_rate:g} seed {job.training.seed}",
+                job.training.updates,
+            )
+            for job in jobs
         ]
 
         def watch(news: News) -> None:
             point = news.point
             speed = point.tokens / point.seconds
-            progress.show(bars[news.job], point.update, speed, preset.task.measure, point)
+            progress.show(bars[news.job], point.update, speed, jobs[news.job].task.measure, point)
 
-        return Comparison(tuple(train_all(jobs, processes, watch)))
+        return train_all(jobs, min(len(jobs), processes or available), watch)
 
 
 def run_name(task: Task, model: ModelConfig, training: TrainingConfig) -> str:
     """What a run's files are called."""
     return f"{task.name}-{model.core}-seed{training.seed}"
+
+
+def show_tuning(comparison: Comparison, console: Console) -> None:
+    """Print what every model reached with every learning rate, and which one its runs took."""
+    rates = dict.fromkeys(f"{run.training['learning_rate']:g}" for run in comparison.tuning)
+    seed, measure = comparison.tuning[0].training["seed"], comparison.tuning[0].measure
+    console.print(f"[bold]{measure} by learning rate[/], seed {seed}")
+    table = Table("model", *rates, "taken")
+    for core in comparison.cores:
+        tried = [run.measured for run in comparison.tuning if run.model["core"] == core]
+        table.add_row(core, *tried, f"{comparison.runs(core)[0].training['learning_rate']:g}")
+    console.print(table)
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
@@ -108,10 +160,9 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     for title in ("updates", "seconds", first.measure, *(f"above {name}" for name in levels)):
         table.add_column(title, justify="right")
     for run in comparison.histories:
-        found = f"{run.final.accuracy:.1%}" if accurate else f"{run.final.perplexity:,.1f}"
         table.add_row(
-            run.model["core"], str(run.training["seed"]), f"{run.final.update:,}", f"{run.final.seconds:.0f}", found,
-            *(f"{run.margin(level):+.0f} s.e." for level in levels.values()),
+            run.model["core"], str(run.training["seed"]), f"{run.final.update:,}", f"{run.final.seconds:.0f}",
+            run.measured, *(f"{run.margin(level):+.0f} s.e." for level in levels.values()),
         )  # fmt: skip
     for name, level in levels.items():
         table.add_row(name, "", "", "", f"{level:.1%}", *[""] * len(levels), style="dim")

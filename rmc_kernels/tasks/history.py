@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -58,6 +59,7 @@ class History:
         options: the task's name and fields.
         answers: how many held-out answers an evaluation asks for.
         parts: accuracy of the last evaluation in each part of the task, where it has several.
+        part_levels: the last of the levels in each part.
         measure: what to show of it, "accuracy" or "perplexity".
         command: the command line that repeats it, if there is one.
         machine: where it ran.
@@ -73,6 +75,7 @@ class History:
     options: Mapping[str, Any] = field(default_factory=dict)
     answers: int = 0
     parts: dict[str, float] = field(default_factory=dict)
+    part_levels: Mapping[str, float] = field(default_factory=dict)
     measure: str = "accuracy"
     command: str = ""
     machine: str = ""
@@ -82,23 +85,36 @@ class History:
         """The last evaluation."""
         return self.points[-1]
 
+    @property
+    def measured(self) -> str:
+        """The last evaluation's measure, for tables."""
+        return f"{self.final.accuracy:.1%}" if self.measure == "accuracy" else f"{self.final.perplexity:,.2f}"
+
     def margin(self, level: float) -> float:
-        """How far the final accuracy is above `level`, in standard errors of that level on as many answers."""
+        """How far the final accuracy is above `level`, in standard errors of that level on as many answers.
+
+        A level of 0 or 1 has none: accuracies above it are infinitely far above, those below infinitely far below.
+        """
         error = math.sqrt(level * (1 - level) / self.answers)
-        return (self.final.accuracy - level) / error
+        above = self.final.accuracy - level
+        return above / error if error else math.copysign(math.inf, above) if above else 0.0
 
     def write(self, folder: Path, name: str) -> list[Path]:
-        """Write `name`.json (everything) and `name`.csv (the points) into `folder`, and return both paths."""
+        """Write `name`.json (everything) and `name`.csv (the points) into `folder`, and return both paths.
+
+        Whoever opens one, at any time, finds the old file or the new one.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        as_json, as_csv = folder / f"{name}.json", folder / f"{name}.csv"
-        beside = folder / f"{name}.json.partial"
-        beside.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        os.replace(beside, as_json)
-        with as_csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [column.name for column in fields(Point)])
-            writer.writeheader()
-            writer.writerows(asdict(point) for point in self.points)
-        return [as_json, as_csv]
+        rows = io.StringIO(newline="")
+        writer = csv.DictWriter(rows, [column.name for column in fields(Point)])
+        writer.writeheader()
+        writer.writerows(asdict(point) for point in self.points)
+        paths = [folder / f"{name}.json", folder / f"{name}.csv"]
+        for path, text in zip(paths, (json.dumps(asdict(self), indent=1) + "\n", rows.getvalue()), strict=True):
+            beside = path.with_name(f"{path.name}.partial")
+            beside.write_text(text, newline="")
+            os.replace(beside, path)
+        return paths
 
     @classmethod
     def read(cls, path: Path) -> History:

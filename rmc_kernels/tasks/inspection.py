@@ -30,6 +30,15 @@ def attention(model: SequenceModel, inputs: Tensor) -> Tensor:
     return weights[0]  # type: ignore[no-any-return]
 
 
+@torch.no_grad()
+def answers(task: Task, model: SequenceModel, batch: Batch) -> tuple[str, str]:
+    """What a model answers after the last step of one sequence, and what is right, in words."""
+    features, _ = model.features(batch.inputs)
+    classes = int(model.head.best(features[:, -1])), int(batch.targets[0, -1])
+    given, right = (repr(task.vocabulary[c])[1:-1] if task.vocabulary else str(c) for c in classes)
+    return given, right
+
+
 def draw(weights: Tensor, captions: list[str], title: str, path: Path) -> Path:
     """A heat map for each head (of the last block) and step; row: the slot that looks, column: what it looks at."""
     shown = weights[:, -1]
@@ -76,10 +85,11 @@ def inspect(
         task, model, kept = trained(checkpoint)
         batch = example(task, number)
         weights = attention(model, batch.inputs)
+        given, right = answers(task, model, batch)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     captions = [_wrapped(caption) for caption in task.captions(batch, 0)]
-    title = f"{task.title}, after {kept['update']:,} updates"
+    title = _wrapped(f"{task.title}, after {kept['update']:,} updates: it answers {given}, right is {right}", 80)
     typer.echo(f"wrote {draw(weights[-last:], captions[-last:], title, out)}")
 
 

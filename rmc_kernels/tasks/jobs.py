@@ -7,6 +7,8 @@ be shared out.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -24,12 +26,16 @@ from rmc_kernels.tasks.training import Trainer, TrainingConfig
 
 @dataclass(frozen=True)
 class Job:
-    """One training: which model learns which task, and how; with a checkpoint, it goes on from there."""
+    """One training: which model learns which task, and how.
+
+    With a checkpoint it goes on from there, and leaves its curve beside it. `command` is the line that repeats it.
+    """
 
     task: Task
     model: ModelConfig
     training: TrainingConfig
     checkpoint: Path | None = None
+    command: str = ""
 
 
 class News(NamedTuple):
@@ -68,11 +74,31 @@ def _start(queue: SimpleQueue[News]) -> None:
     global _queue
     _queue = queue
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Left alone, a job would go on and write the checkpoint that the command, called again, goes on from."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _train(number: int, job: Job) -> History:
+    trainer = Trainer(job.task, job.model, job.training, job.checkpoint, resume=True)
+    trainer.history.command = job.command
+
     def watch(trainer: Trainer) -> None:
         if trainer.evaluated:
+            _keep(trainer.history, job.checkpoint)
             _queue.put(News(number, trainer.history.final))
 
-    return Trainer(job.task, job.model, job.training, job.checkpoint, resume=True).run(watch)
+    history = trainer.run(watch)
+    _keep(history, job.checkpoint)
+    return history
+
+
+def _keep(history: History, checkpoint: Path | None) -> None:
+    if checkpoint is not None:
+        history.write(checkpoint.parent, checkpoint.stem)

@@ -49,6 +49,7 @@ class LanguageModelling:
     name: ClassVar[str] = "lm"
     carries: ClassVar[bool] = True
     measure: ClassVar[str] = "perplexity"
+    part_levels: ClassVar[Mapping[str, float]] = {}
 
     def __post_init__(self) -> None:
         errors.one_of("level", self.level, LEVELS)

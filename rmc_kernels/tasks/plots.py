@@ -18,21 +18,42 @@ CORES = {
     "transformer": ("Transformer", "#CC79A7"),
 }
 LEVEL_STYLES = ("--", ":")
+#: Of a core's learning rates, where it has several.
+RATE_STYLES = ("-", "--", "-.", ":")
+
+
+def groups(runs: Sequence[History]) -> list[list[History]]:
+    """Runs that differ in their seed only, in the order of `CORES`."""
+    found: dict[tuple[str, float], list[History]] = {}
+    for core in CORES:
+        for run in runs:
+            if run.model["core"] == core:
+                found.setdefault((core, run.training["learning_rate"]), []).append(run)
+    return list(found.values())
+
+
+def model_label(same: Sequence[History], runs: Sequence[History]) -> str:
+    """The model of a group of `runs`, with its learning rate if the model has several."""
+    core, rate = same[0].model["core"], same[0].training["learning_rate"]
+    alone = len({run.training["learning_rate"] for run in runs if run.model["core"] == core}) == 1
+    return CORES[core][0] if alone else f"{CORES[core][0]} at {rate:g}"
 
 
 def plot_curves(histories: Sequence[History], path: Path) -> Path:
     """Draw accuracy or perplexity against updates for runs of one task: a thin line per run, thick ones for means."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for core, (name, colour) in CORES.items():
-        runs = [history for history in histories if history.model["core"] == core]
-        if not runs:
-            continue
+    drawn: dict[str, int] = {}
+    for runs in groups(histories):
+        core = runs[0].model["core"]
+        colour, style = CORES[core][1], RATE_STYLES[drawn.setdefault(core, 0) % len(RATE_STYLES)]
+        drawn[core] += 1
         for run in runs:
-            axes.plot(*_curve(run.measure, [[p] for p in run.points]), color=colour, linewidth=0.8, alpha=0.55)
+            axes.plot(*_curve(run.measure, [[p] for p in run.points]), style, color=colour, linewidth=0.8, alpha=0.55)
         evaluations = list(zip(*(run.points for run in runs), strict=False))
-        label = f"{name}, {runs[0].parameters:,} parameters" + (f",\nmean of {len(runs)} seeds" if runs[1:] else "")
-        axes.plot(*_curve(runs[0].measure, evaluations), color=colour, linewidth=2.2, label=label)
+        name = model_label(runs, histories) + f", {runs[0].parameters:,} parameters"
+        name += f",\nmean of {len(runs)} seeds" if runs[1:] else ""
+        axes.plot(*_curve(runs[0].measure, evaluations), style, color=colour, linewidth=2.2, label=name)
     first = histories[0]
     axes.set(title=first.task, xlabel="updates")
     if first.measure == "accuracy":

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from rmc_kernels.tasks.history import History
-from rmc_kernels.tasks.plots import CORES, plot_curves
+from rmc_kernels.tasks.plots import CORES, groups, model_label, plot_curves
 
 #: Every block between these marks is replaced by the table of the folder that it names.
 BLOCK = re.compile(r"(<!-- table: ([\w/.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -38,16 +38,16 @@ def table(runs: Sequence[History]) -> str:
     rows = [
         [
             CORES[run.model["core"]][0], f"{run.parameters:,}", f"{run.training['learning_rate']:g}",
-            str(run.training["seed"]), _measured(run), f"{run.final.update:,}", _cpu_seconds([run]),
+            str(run.training["seed"]), run.measured, f"{run.final.update:,}", _cpu_seconds([run]),
             f"{run.final.seconds:.0f}",
         ]
         for run in runs
     ]  # fmt: skip
-    for same in _groups(runs):
+    for same in groups(runs):
         if len(same) > 1:
             name, rate = CORES[same[0].model["core"]][0], same[0].training["learning_rate"]
-            label, seconds = f"**{name}, mean of {len(same)}**", _cpu_seconds(same)
-            rows.append([label, "", f"{rate:g}", "", f"**{_mean(same)}**", "", seconds, ""])
+            means, seconds = f"**{name}, mean of {len(same)}**", _cpu_seconds(same)
+            rows.append([means, "", f"{rate:g}", "", f"**{_mean(same)}**", "", seconds, ""])
     levels = [f"{name} {level:.1%}" for name, level in runs[0].levels.items()] if measure == "accuracy" else []
     blocks = [_markdown(head, rows)]
     if levels:
@@ -56,18 +56,6 @@ def table(runs: Sequence[History]) -> str:
         blocks.append(_parts(runs))
     blocks.append(_settings(runs))
     return "\n\n".join(blocks) + "\n"
-
-
-def _groups(runs: Sequence[History]) -> list[list[History]]:
-    """Runs that differ in their seed only."""
-    found: dict[tuple[str, float], list[History]] = {}
-    for run in runs:
-        found.setdefault((run.model["core"], run.training["learning_rate"]), []).append(run)
-    return list(found.values())
-
-
-def _measured(run: History) -> str:
-    return f"{run.final.accuracy:.1%}" if run.measure == "accuracy" else f"{run.final.perplexity:,.2f}"
 
 
 def _mean(runs: Sequence[History]) -> str:
@@ -83,10 +71,14 @@ def _cpu_seconds(runs: Sequence[History]) -> str:
 
 
 def _parts(runs: Sequence[History]) -> str:
-    """Accuracy in each part of the task, the mean over the seeds of each model."""
-    groups = _groups(runs)
-    head = ["accuracy", *(f"{CORES[same[0].model['core']][0]}, seeds: {len(same)}" for same in groups)]
-    rows = [[part, *(f"{mean(run.parts[part] for run in same):.1%}" for same in groups)] for part in runs[0].parts]
+    """Accuracy in each part of the task, the mean over the seeds of each model, and the level to compare with."""
+    found = groups(runs)
+    levels = next((run.part_levels for run in runs if run.part_levels), {})  # runs of before have none
+    head = ["accuracy", *(f"{model_label(same, runs)}, seeds: {len(same)}" for same in found)]
+    rows = [[part, *(f"{mean(run.parts[part] for run in same):.1%}" for same in found)] for part in runs[0].parts]
+    if levels:
+        head.append(list(runs[0].levels)[-1])
+        rows = [[*row, f"{levels[row[0]]:.1%}"] for row in rows]
     return _markdown(head, rows)
 
 
@@ -99,9 +91,10 @@ def _settings(runs: Sequence[History]) -> str:
         f"{kind}: {', '.join(f'{name} {value}' for name, value in fields.items())}."
         for kind, fields in (("Task", dict(first.options)), ("RMC and readout", model), ("Training", training))
     ]
-    commands = list(dict.fromkeys(same[0].command for same in _groups(runs) if same[0].command))
+    commands = list(dict.fromkeys(same[0].command for same in groups(runs) if same[0].command))
     backends = sorted({f"{CORES[run.model['core']][0]} {run.backend}" for run in runs})
-    lines.append(f"Backend: {', '.join(backends)}; {first.machine}.")
+    machines = dict.fromkeys(run.machine for run in runs)
+    lines.append(f"Backend: {', '.join(backends)}; {'; '.join(machines)}.")
     return "  \n".join(lines) + "\n\n" + "\n".join(f"    {command}" for command in commands)
 
 

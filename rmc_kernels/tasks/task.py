@@ -74,6 +74,10 @@ class Task(Protocol):
         """Accuracies to compare with, by name: what can be had without the skill that the task is about."""
 
     @property
+    def part_levels(self) -> Mapping[str, float]:
+        """The last of the levels in each part of the task; empty where there is one part."""
+
+    @property
     def vocabulary(self) -> tuple[str, ...]:
         """What the tokens stand for; empty where a step is no token."""
 

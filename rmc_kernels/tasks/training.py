@@ -129,7 +129,8 @@ class Trainer:
         machine = f"{cpu_name()}, torch {torch.__version__}"
         self.history = History(
             task.title, dict(task.levels), _parameter_count(self.model), self._backend(), asdict(model), asdict(config),
-            options={"name": task.name, **asdict(task)}, measure=task.measure, answers=answers, machine=machine,
+            options={"name": task.name, **asdict(task)}, part_levels=dict(task.part_levels),
+            measure=task.measure, answers=answers, machine=machine,
         )  # fmt: skip
         if resume and checkpoint is not None and checkpoint.exists():
             self._load(read_checkpoint(checkpoint))
