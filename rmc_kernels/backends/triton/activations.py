@@ -97,8 +97,8 @@ def unroll_kept(spec: CellSpec, call: Call) -> tuple[Tensor, Tensor]:
             forward_kept[(count,)](
                 memories, kept.kind, kept.wide, kept.marks, call.memory.contiguous(), side.rows, side.gates,
                 *launch.options(call), *launch.weights(params), call.batch_size, call.steps, total,
-                *launch.bounds(spec, plan), spec.input_bias, spec.forget_bias, plan=plan, num_warps=tile.warps,
-                enable_fp_fusion=False,
+                *launch.bounds(spec, plan), spec.input_bias, spec.forget_bias, plan=plan,
+                **launch.compiler_options(tile),
             )  # fmt: skip
     return memories, activations
 

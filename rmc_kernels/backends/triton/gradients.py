@@ -157,14 +157,14 @@ class _Backward:
                 recompute[(self.programs, count)](
                     kept.kind, kept.wide, kept.marks, self.memories, memory, side.rows, side.gates,
                     *launch.options(call), *launch.weights(params), call.batch_size, call.steps, self.rows, start,
-                    *launch.bounds(spec, plan), plan=plan, num_warps=self.tile.warps, enable_fp_fusion=False,
+                    *launch.bounds(spec, plan), plan=plan, **launch.compiler_options(self.tile),
                 )  # fmt: skip
             backward[(self.programs,)](
                 grad, self.memories, memory, side.rows, side.gates, *launch.options(call), *norms, *transposed,
                 kept.kind, kept.wide, kept.marks, work, sums, scratch, carry, reset_carry, d_inputs,
                 call.batch_size, call.steps, self.rows, start, count, 0 if self.saved else start,
-                *launch.bounds(spec, plan), spec.input_bias, spec.forget_bias, plan=plan, num_warps=self.tile.warps,
-                enable_fp_fusion=False,
+                *launch.bounds(spec, plan), spec.input_bias, spec.forget_bias, plan=plan,
+                **launch.compiler_options(self.tile),
             )  # fmt: skip
             kind = kept.kind[start : start + count] if self.saved else kept.kind[:count]
             kind, done, totals = (t.flatten(0, 1) for t in (kind, work[:count], sums[:count]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -134,7 +135,7 @@ def project_rows(rows: Tensor, linear: Linear) -> Tensor:
     blocks = Blocks(tile.rows, tile.columns, tile.inner, tile.stages, precision(rows.dtype))
     project[(triton.cdiv(count, tile.rows), triton.cdiv(outputs, tile.columns))](
         rows, linear.weight, linear.bias, out, count, inner, IN=inner, OUT=outputs, blocks=blocks,
-        num_warps=tile.warps, enable_fp_fusion=False,
+        **compiler_options(tile),
     )  # fmt: skip
     return out
 
@@ -156,7 +157,7 @@ def _forward(spec: CellSpec, call: Call, params: Parameters, side: InputSide, me
         scratch(wide, plan.D), scratch(wide, plan.G) if plan.G else None,
         call.batch_size, call.steps, *bounds(spec, plan),
         spec.input_bias, spec.forget_bias,
-        plan=plan, num_warps=tile.warps, enable_fp_fusion=False,
+        plan=plan, **compiler_options(tile),
     )  # fmt: skip
 
 
@@ -184,6 +185,18 @@ def plan_of(spec: CellSpec, tile: tiles.Tile, precision: str) -> Plan:
 def tile_of(spec: CellSpec, call: Call) -> tiles.Tile:
     """The tile of a call on Triton's device."""
     return tiles.choose(spec, call.x.dtype, _target(), call.batch_size, _processors())
+
+
+def compiler_options(tile: tiles.Tile) -> dict[str, Any]:
+    """Triton's options for a kernel that runs in this tile.
+
+    No product is fused into the addition after it: lanes that hold the same value would differ in its last bit. All
+    registers that a thread can have are asked for, since ptxas left to itself may spill so that more programs share a
+    processor: the kernel that keeps activations (16 rows, D = 8, sm_90) got 128 and spilled 9 words, two of them in an
+    inner loop, where 226 hold it all. AMD's compiler has no such option.
+    """
+    fixed = {"num_warps": tile.warps, "enable_fp_fusion": False}
+    return fixed | {"maxnreg": tile.registers} if _target().startswith("sm_") else fixed
 
 
 def options(call: Call) -> tuple[Tensor | None, ...]:

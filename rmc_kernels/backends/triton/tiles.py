@@ -50,6 +50,11 @@ class Tile:
     warps: int
     stages: int
 
+    @property
+    def registers(self) -> int:
+        """Most registers of a thread on NVIDIA's targets: a processor has 65536 for the threads of a program."""
+        return min(255, 65536 // (32 * self.warps))
+
     def head_columns(self, size: int) -> int:
         """Columns at a time of a head's part of `size` columns; a product takes no fewer than 16."""
         return max(LEAST_ROWS, min(self.head, _power_of_two(size)))
