@@ -86,6 +86,12 @@ def test_a_missing_barrier_is_a_race_in_every_order(schedule: Schedule, seed: in
         assert "k.py:4:1" in race
 
 
+def test_races_are_not_looked_for_where_they_are_not_wanted() -> None:
+    report, y = run(EXCHANGE, without_barriers=[0], races=False)
+    assert not report.races
+    assert y == [i ^ 32 for i in range(THREADS)]  # in lockstep
+
+
 def test_seeds_change_the_order_of_warps() -> None:
     """The warp that comes first reads what the other one has not written yet."""
     found = {tuple(run(EXCHANGE, schedule="warp", seed=seed, without_barriers=[0])[1]) for seed in range(8)}

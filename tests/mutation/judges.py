@@ -58,18 +58,18 @@ def reference() -> None:
             output, _ = vector.layer(vector.inputs, vector.memory)
             _compare(output, vector.outputs, golden.tolerances(vector)[0], f"the original's vectors, {path.stem}")
     for name, spec in SPECS.items():
+        shape = (spec.num_blocks, spec.num_heads, spec.mem_slots, spec.total_rows)
         for options in ((), _OPTIONS):
             case = _with_padding(draw(spec, options, dtype=torch.float32))
             exact, weights = unroll(spec, case.to(torch.float64).call())
             found = backends.BACKENDS["cpu"].forward(spec, case.call(), False)[0]
             _compare(found, exact, TOLERANCE, f"the C++ kernels, {name}")
-            running = _running(case)[:, :, None, None, None].expand_as(weights[..., 0])
+            running = _running(case)[:, :, None, None, None].expand(*case.x.shape[:2], *shape[:-1])
             _compare(weights.sum(-1), running, TOLERANCE, "weights")
         half = draw(spec, _OPTIONS, dtype=torch.bfloat16)
         exact = unroll(spec, half.to(torch.float64).call())[0]
         _compare(unroll(spec, half.call())[0], exact, 0.1, f"bfloat16, {name}")
         empty, weights = unroll(spec, draw(spec, batch=2, steps=0).call())
-        shape = (spec.num_blocks, spec.num_heads, spec.mem_slots, spec.total_rows)
         if (*empty.shape, *weights.shape) != (2, 0, *exact.shape[2:], 2, 0, *shape):
             raise Killed(f"no steps, {name}")
     for name, dtype in product(VARIANTS, (torch.float32, torch.bfloat16)):

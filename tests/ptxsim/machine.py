@@ -16,7 +16,7 @@ from tests.ptxsim.arithmetic import Array
 from tests.ptxsim.errors import Deadlock, LimitExceeded, Unsupported
 from tests.ptxsim.memory import WIDEST, Memory
 from tests.ptxsim.program import Block, Program
-from tests.ptxsim.races import Race, Shadow
+from tests.ptxsim.races import Blind, Race, Shadow
 from tests.ptxsim.unit import WARP, Unit
 
 Schedule = Literal["lockstep", "warp"]
@@ -59,6 +59,7 @@ class Machine:
         limit: most instructions of one warp.
         allow: parts of locations, "file:line", whose races are only noted.
         without_barriers: numbers of barriers that do nothing.
+        races: whether to look for races between instructions.
 
     Attributes:
         report: what happened so far.
@@ -79,12 +80,14 @@ class Machine:
         limit: int,
         allow: Collection[str],
         without_barriers: Collection[int],
+        races: bool,
     ) -> None:
         self.program, self.grid, self.warps, self.programs = program, grid, warps, prod(grid)
         self.report = Report()
         self._parameters, self._names = parameters, names
         self._random, self._limit = random.Random(seed), limit
         self._allow, self._without_barriers = allow, without_barriers
+        self._races = races
         self._told: set[tuple[str, str, int, int]] = set()
         self.global_memory = Memory(
             content, self._shadow("global", len(content)), BASE, len(content), 0, inside, self._tensor
@@ -235,7 +238,7 @@ class Machine:
     # -- races ---------------------------------------------------------------------------------------------------------
 
     def _shadow(self, name: str, size: int) -> Shadow:
-        return Shadow(size, self.warps, lambda race: self._tell(name, race))
+        return Shadow(size, self.warps, lambda race: self._tell(name, race)) if self._races else Blind()
 
     def _tell(self, memory: str, race: Race) -> None:
         pair = (memory, race.kind, race.site, race.other)
