@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,7 +52,9 @@ def _jobs(part: str, folder: Path) -> list[Job]:
 def _run(part: str, made: list[Job], every: int, deadline: float, again: bool) -> int:
     found = results.Found(part)
     chosen = [job for number, job in enumerate(made) if not job.file or number % every == 0]
-    todo: list[Job] = [job for job in chosen if _is_open(found.outcome(job), again)]
+    todo = [job for job in chosen if job.file and _is_open(found.outcome(job), again)]
+    random.Random(0).shuffle(todo)  # a run that is stopped leaves a fair sample
+    todo = [*(job for job in chosen if not job.file), *todo]
     for number, job in enumerate(todo):
         if time.monotonic() > deadline:
             print(f"stopped; {len(todo) - number} are left", flush=True)
