@@ -64,7 +64,6 @@ matrix: setup
 	test -d build/triton-3.9.0 || $(PIP) install --no-deps --target build/triton-3.9.0 triton==3.9.0
 	$(PY) -m tests.compile_matrix
 	PYTHONPATH=build/triton-3.9.0 $(PY) -m tests.compile_matrix
-	$(PY) -m tests.training_matrix
 
 compatibility: setup
 	$(SAY) "docs/compatibility.md"

@@ -4,11 +4,12 @@
         kernel[grid](...)
     assert not report.hazards
 
-Refused at once: an access outside the tensors of the launch, a product with a dimension below 16, and arithmetic on
-bfloat16, which the stock interpreter does on bit patterns. Recorded: an element read or written again by the same
-program with no barrier since it was written (or written with none since it was read), and an element that two programs
-touch, one of them writing. Programs run in random order; masked loads without `other` give NaN; so does memory of
-`torch.empty`. Products decode bfloat16 and round to TF32 where asked to; bfloat16 is rounded to, not cut off.
+Refused at once: an access outside the tensors of the launch, a product with a dimension below 16, an integer that
+overflows, and arithmetic on bfloat16, which the stock interpreter does on bit patterns. Recorded: an element read or
+written again by the same program with no barrier since it was written (or written with none since it was read), and an
+element that two programs touch, one of them writing. Programs run in random order; masked loads without `other` give
+NaN; so does memory of `torch.empty`. Products decode bfloat16 and round to TF32 where asked to; bfloat16 is rounded
+to, not cut off.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from triton.runtime import interpreter
 
 Addresses = npt.NDArray[np.uint64]
 LEAST_DIMENSION = 16
+_MAY_OVERFLOW = (np.add, np.subtract, np.multiply)
+_NARROW = (np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32)
 
 
 class Hazard(NamedTuple):
@@ -112,6 +115,8 @@ class _Machine:
         executor = interpreter.GridExecutor
         yield executor, "_init_args_hst", self._bound(self._launch, executor._init_args_hst)
         yield interpreter, "_patch_lang", self._bound(self._patch_language, interpreter._patch_lang)
+        # Triton's own check of overflows is a dozen operators for each sum; ours is in `_binary_op`.
+        yield interpreter.interpreter_builder, "options", interpreter.InterpreterOptions(sanitize_overflow=False)
 
     @staticmethod
     def _bound(method: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
@@ -225,7 +230,12 @@ class _Machine:
 
     def _binary_op(self, original: Callable[..., Any], builder: Any, left: Any, right: Any, op: Any) -> Any:
         _refuse_bfloat16(left, right)
-        return original(builder, left, right, op)
+        result = original(builder, left, right, op)
+        if op in _MAY_OVERFLOW and result.data.dtype in _NARROW:
+            wide = op(left.data, right.data, dtype=np.int64)
+            if np.not_equal(wide, result.data).any():
+                raise OverflowError(f"{op.__name__} of {result.dtype} overflows at {_line()}")
+        return result
 
     def _unary_op(self, original: Callable[..., Any], builder: Any, value: Any, op: Any) -> Any:
         _refuse_bfloat16(value)

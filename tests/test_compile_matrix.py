@@ -13,7 +13,8 @@ if find_spec("triton") is None:
 
 from rmc_kernels.backends.triton import tiles
 from tests.assembly import Usage, amd
-from tests.compile_matrix import PAGE, RESULTS, load, page, save
+from tests.compile_matrix import RESULTS, load, save, worse
+from tests.compile_page import PAGE, page
 
 
 def test_every_tile_fits_and_spills_in_no_inner_loop() -> None:
@@ -21,6 +22,14 @@ def test_every_tile_fits_and_spills_in_no_inner_loop() -> None:
         assert compiled.usage.inner == 0, str(job)
         assert compiled.usage.shared <= tiles.SHARED_MEMORY[job.target], str(job)
         assert compiled.usage.mma or (job.kind == "float32" and not job.target.startswith("gfx")), str(job)
+
+
+def test_more_of_anything_but_products_is_worse() -> None:
+    before = Usage(registers=200, spills=2, inner=0, shared=1024, mma=8, barriers=30)
+    assert not worse(before, before)
+    assert not worse(before._replace(registers=100, spills=0, mma=16), before)
+    for name in ("registers", "spills", "inner", "shared", "barriers"):
+        assert worse(before._replace(**{name: 1 << 20}), before) == [f"{name}: {1 << 20}, was {getattr(before, name)}"]
 
 
 def test_the_page_is_that_of_the_results() -> None:

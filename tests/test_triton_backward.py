@@ -99,6 +99,25 @@ def test_parity(name: str, dtype: str, options: bool) -> None:
     assert not report.hazards
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "entry", tiles.BACKWARD, ids=lambda entry: f"{'float32' if entry.wide else 'half'}-{entry.tile.rows}"
+)
+def test_parity_with_every_tile(entry: tiles.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter itself takes that of most rows; here heads, columns and inner dimensions need several blocks."""
+    (tile, *_) = [
+        other.tile for other in tiles.TABLE if other.wide == entry.wide and other.tile.rows == entry.tile.rows
+    ]
+    monkeypatch.setattr(tiles, "choose", lambda *args: tile.fitted(80))
+    case = VerifyCase(
+        CellSpec.sonnet(9, 3, 40, 2), "float32" if entry.wide else "bfloat16", 17, 1, lengths=True, resets=True
+    )  # fmt: skip
+    with patch.object(baseline, "FEWEST_DRAWS", dict.fromkeys(baseline.FEWEST_DRAWS, 3)), strict() as report:
+        result = check_case(case, "triton")
+    assert result.status == "right", (result.reason, result.misses)
+    assert not report.hazards
+
+
 @pytest.mark.parametrize("name", ["sonnet", pytest.param("matrix-blocks", marks=pytest.mark.slow)])
 def test_kept_activations_are_the_recomputed_ones(name: str) -> None:
     case = draw(SPECS[name], ("lengths", "resets"), batch=3, steps=3, dtype=torch.float32)

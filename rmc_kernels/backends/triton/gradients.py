@@ -88,6 +88,8 @@ class _Backward:
         self.saved = activations.numel() > 0
         self.tile = launch.tile_of(spec, call)
         self.plan = training_plan(spec, self.tile, launch.precision(call.x.dtype))
+        self.back_tile = launch.backward_tile_of(spec, call)
+        self.back_plan = training_plan(spec, self.back_tile, launch.precision(call.x.dtype))
         self.programs = launch.programs(call, self.plan)
         self.rows = kept_rows(spec, call.batch_size) if self.saved else self.programs * self.tile.rows
         self.wanted = wanted
@@ -163,8 +165,8 @@ class _Backward:
                 grad, self.memories, memory, side.rows, side.gates, *launch.options(call), *norms, *transposed,
                 kept.kind, kept.wide, kept.marks, work, sums, scratch, carry, reset_carry, d_inputs,
                 call.batch_size, call.steps, self.rows, start, count, 0 if self.saved else start,
-                *launch.bounds(spec, plan), spec.input_bias, spec.forget_bias, plan=plan,
-                **launch.compiler_options(self.tile),
+                *launch.bounds(spec, plan), spec.input_bias, spec.forget_bias, plan=self.back_plan,
+                **launch.compiler_options(self.back_tile),
             )  # fmt: skip
             kind = kept.kind[start : start + count] if self.saved else kept.kind[:count]
             kind, done, totals = (t.flatten(0, 1) for t in (kind, work[:count], sums[:count]))

@@ -199,6 +199,11 @@ def compiler_options(tile: tiles.Tile) -> dict[str, Any]:
     return fixed | {"maxnreg": tile.registers} if _target().startswith("sm_") else fixed
 
 
+def backward_tile_of(spec: CellSpec, call: Call) -> tiles.Tile:
+    """That of its backward kernel; it has as many rows."""
+    return tiles.backward(spec, call.x.dtype, _target(), tile_of(spec, call).rows)
+
+
 def options(call: Call) -> tuple[Tensor | None, ...]:
     """lengths, resets, reset_memory and mask as the kernels take them."""
     return (

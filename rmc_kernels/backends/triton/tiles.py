@@ -107,6 +107,16 @@ TABLE = (
     Entry(ANY, True, Tile(32, 16, 16, 16, 4, 2), "likewise; at 32 columns sm_86 spills 31"),
     Entry(ANY, True, Tile(64, 32, 32, 16, 16, 2), "2 spills, none in a phase; at 8 warps 11 at least"),
 )
+#: The backward kernel's, for any width: one for each number of rows. It holds more than the others, so that their tiles
+#: would spill in inner loops.
+BACKWARD = (
+    Entry(ANY, False, Tile(16, 64, 64, 64, 4, 2), "inner dimension in blocks: no spills"),
+    Entry(ANY, False, Tile(32, 64, 64, 64, 8, 2), "twice the rows at twice the warps: 4 spills"),
+    Entry(ANY, False, Tile(64, 32, 32, 16, 8, 2), "narrow blocks: 32 spills, none in a phase; with 32 of a head some"),
+    Entry(ANY, True, Tile(16, 16, 32, 32, 4, 2), "as forward"),
+    Entry(ANY, True, Tile(32, 16, 16, 16, 4, 2), "as forward"),
+    Entry(ANY, True, Tile(64, 16, 16, 16, 8, 2), "8 spills, none in a phase; with 32 columns or 16 warps some"),
+)
 #: Of the projections of the input side, which have no recurrence: ordinary products.
 PROJECTION = Tile(rows=64, columns=64, inner=32, head=0, warps=4, stages=3)
 
@@ -127,6 +137,12 @@ def choose(spec: CellSpec, dtype: torch.dtype, target: str, batch_size: int, pro
     tiles = [e.tile_on(target) for e in fitting if e.width == fitting[0].width and e.tile.rows >= padded]
     busy = [tile for tile in tiles if -(-batch_size // (tile.rows // padded)) >= processors]
     return (busy[-1] if busy else tiles[0]).fitted(spec.mem_size)
+
+
+def backward(spec: CellSpec, dtype: torch.dtype, target: str, rows: int) -> Tile:
+    """The tile of the backward kernel of a call whose other kernels have tiles of `rows`."""
+    (entry,) = [entry for entry in BACKWARD if entry.wide == (dtype is torch.float32) and entry.tile.rows == rows]
+    return entry.tile_on(target).fitted(spec.mem_size)
 
 
 def padded_rows(spec: CellSpec) -> int:

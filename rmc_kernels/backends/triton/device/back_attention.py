@@ -57,7 +57,7 @@ def attend_back(
     """
     dtype: tl.constexpr = projected.rows.dtype.element_ty
     scale: tl.constexpr = plan.K**-0.5
-    for h in range(bounds.heads):
+    for h in tl.range(bounds.heads, disable_licm=True):
         start = h * (2 * plan.K + plan.V)
         weights, weight_outside = head_weights(projected, start, same, bounds, plan)
 

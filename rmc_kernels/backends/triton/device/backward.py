@@ -1,6 +1,9 @@
 """The backward kernel: a program takes a tile of batch elements backwards through some steps, in one launch.
 
 As in the forward kernel programs never meet, and barriers are those of one program.
+
+Loops that hold other loops keep what does not change in them: hoisted, the addresses of all phases would be held at a
+time, and 64 rows in float32 then spill in inner loops (sm_80: 35 spills instead of 8).
 """
 
 from __future__ import annotations
@@ -121,7 +124,7 @@ def backward(
     if lengths is not None:
         length = tl.load(lengths + rows.element)
 
-    for back in range(count):
+    for back in tl.range(count, disable_licm=True):
         t = first + count - 1 - back
         step = rows.element * steps + t
         alive = None
@@ -142,7 +145,7 @@ def backward(
             input_bias, forget_bias, outer, held, d_gates, bounds, plan,
         )  # fmt: skip
         tl.debug_barrier()
-        for reverse in range(blocks_bound):
+        for reverse in tl.range(blocks_bound, disable_licm=True):
             block = blocks_bound - 1 - reverse
             block_kind = kept.kind + block * plan.block_kind
             hidden = block_kind + plan.hidden_at
