@@ -3,6 +3,8 @@
 #   make demo      verify, a short benchmark and a training that learns; leaves demo/
 #   make test      the default tests
 #   make interpret every test of the Triton kernels under the strict interpreter; `make test` has a part of them
+#   make simulate  every Triton kernel compiled, and its PTX run by the simulator, without a GPU; goes on where it stopped
+#   make mutate    mutants of every backend, judged by a part of the tests; goes on where it stopped
 #   make matrix    the Triton kernels compiled with every tile for every target, without a GPU; writes docs/compile-matrix.md
 #   make lint      ruff, mypy --strict, clang-format, and csrc/ compiled with -Werror
 #   make compatibility  run the tests of users' habits and write docs/compatibility.md from what passed
@@ -53,11 +55,11 @@ interpret: setup
 
 simulate: setup
 	$(SAY) "every Triton kernel compiled, and its PTX run by the simulator"
-	$(PY) -m pytest -q tests/test_triton_simulated.py -m "simulate or not simulate"
+	$(PY) -m tests.simulate
 
 mutate: setup
-	$(SAY) "every mutant of every backend"
-	$(PY) -m tests.mutation
+	$(SAY) "every mutant of every backend, and every barrier; docs/mutation.md"
+	for part in reference cpp barriers triton triton_backward; do $(PY) -m tests.mutation $$part || exit 1; done
 
 # What is known of the present sources is not compiled again. The table is measured with both triton versions.
 matrix: setup

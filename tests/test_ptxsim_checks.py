@@ -78,7 +78,7 @@ def test_a_barrier_orders_warps(schedule: Schedule) -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_missing_barrier_is_a_race_in_every_order(schedule: Schedule, seed: int) -> None:
-    found = races(EXCHANGE, schedule=schedule, seed=seed, without_barrier=0)
+    found = races(EXCHANGE, schedule=schedule, seed=seed, without_barriers=[0])
     assert found
     for race in found:
         assert re.fullmatch("(read after write|write after read) at shared memory .*", race)
@@ -86,9 +86,15 @@ def test_a_missing_barrier_is_a_race_in_every_order(schedule: Schedule, seed: in
         assert "k.py:4:1" in race
 
 
+def test_races_are_not_looked_for_where_they_are_not_wanted() -> None:
+    report, y = run(EXCHANGE, without_barriers=[0], races=False)
+    assert not report.races
+    assert y == [i ^ 32 for i in range(THREADS)]  # in lockstep
+
+
 def test_seeds_change_the_order_of_warps() -> None:
     """The warp that comes first reads what the other one has not written yet."""
-    found = {tuple(run(EXCHANGE, schedule="warp", seed=seed, without_barrier=0)[1]) for seed in range(8)}
+    found = {tuple(run(EXCHANGE, schedule="warp", seed=seed, without_barriers=[0])[1]) for seed in range(8)}
     assert len(found) == 2
 
 
@@ -137,10 +143,10 @@ ld.shared.b32 %r10, [%r8];
 
 
 def test_what_is_allowed_is_noted_and_no_race() -> None:
-    report, _ = run(EXCHANGE, without_barrier=0, allow=["k.py:4"])
+    report, _ = run(EXCHANGE, without_barriers=[0], allow=["k.py:4"])
     assert not report.races
     assert len(report.allowed) == 1
-    assert races(EXCHANGE, without_barrier=0, allow=["k.py:40", "k.py:3"])
+    assert races(EXCHANGE, without_barriers=[0], allow=["k.py:40", "k.py:3"])
 
 
 COPY = """

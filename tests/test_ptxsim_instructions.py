@@ -34,11 +34,11 @@ BODY
 """
 
 
-def run(body: str, *inputs: Tensor) -> list[int]:
+def run(body: str, *inputs: Tensor, shared: int = 0) -> list[int]:
     """What %r5 holds in each thread after `body`, as unsigned; %r2 to %r4 hold the inputs [32] int32."""
     given = [*inputs, *[torch.zeros(THREADS, dtype=torch.int32)] * (3 - len(inputs))]
     out = torch.zeros(THREADS, dtype=torch.int32)
-    report = launch(Program(TEMPLATE.replace("BODY", body)), (1, 1, 1), [*given, out], warps=1)
+    report = launch(Program(TEMPLATE.replace("BODY", body)), (1, 1, 1), [*given, out], warps=1, shared=shared)
     assert not report.races
     return [value & MASK for value in out.tolist()]
 
@@ -98,6 +98,11 @@ def permuted(a: int, b: int, selector: int) -> int:
         ("setp.ne.b32 %p1,%r4,0; setp.lt.and.u32 %p2|%p3,%r2,%r3,%p1; selp.b32 %r5,2,0,%p2; @%p3 or.b32 %r5,%r5,1;",
          lambda a, b, c: 0 if c == 0 else 2 if a < b else 1),
         ("setp.lt.u32 %p1,%r2,%r3; mov.b32 %r5,7; @!%p1 mov.b32 %r5,%r2;", lambda a, b, c: 7 if a < b else a),
+        ("setp.lt.u32 %p1,%r2,%r3; setp.gt.s32 %p2,%r2,%r4; and.pred %p3,%p1,%p2; not.pred %p4,%p3; mov.pred %p5,%p4;"
+         " selp.f32 %r5,%r2,%r3,%p5;", lambda a, b, c: b if a < b and signed(a) > signed(c) else a),
+        ("max.s32 %r5,%r2,%r3;", lambda a, b, c: max(signed(a), signed(b))),
+        ("min.u32 %r5,%r2,%r3;", lambda a, b, c: min(a, b)),
+        ("bar.warp.sync -1; or.b32 %r5,%r2,%r3;", lambda a, b, c: a | b),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("seed", range(3))
@@ -108,6 +113,135 @@ def test_integers(body: str, expected: Callable[..., int], seed: int) -> None:
         return
     wanted = [expected(x, y, z) & MASK for x, y, z in zip(a, b, c, strict=True)]
     assert run(body, tensor(a), tensor(b), tensor(c)) == wanted
+
+
+def wide(a: int, b: int) -> int:
+    """The signed number of 64 bits with the words b and a."""
+    return signed(a) << 32 | b
+
+
+#: %rd6 and %rd7 from the words (%r2, %r3) and (%r4, %r2), the first of each pair the upper; %rd8 in two words to %r5.
+WIDE = "mov.b64 %rd6,{%r3,%r2}; mov.b64 %rd7,{%r2,%r4};"
+FOLD = "cvt.u32.u64 %r5,%rd8; shr.u64 %rd8,%rd8,32; cvt.u32.u64 %r6,%rd8; mad.lo.s32 %r5,%r6,31,%r5;"
+
+
+@pytest.mark.parametrize(
+    "body, expected",
+    [
+        ("add.s64 %rd8,%rd6,%rd7;", lambda x, y: x + y),
+        ("mul.lo.s64 %rd8,%rd6,%rd7;", lambda x, y: x * y),
+        ("mad.lo.s64 %rd8,%rd6,%rd7,%rd6;", lambda x, y: x * y + x),
+        ("min.s64 %rd8,%rd6,%rd7;", min),
+        ("and.b64 %rd8,%rd6,%rd7;", lambda x, y: x & y),
+        ("or.b64 %rd8,%rd6,%rd7;", lambda x, y: x | y),
+        ("xor.b64 %rd8,%rd6,%rd7;", lambda x, y: x ^ y),
+        ("not.b64 %rd8,%rd6;", lambda x, y: ~x),
+        ("shl.b64 %rd8,%rd6,7;", lambda x, y: x << 7),
+        ("mov.u64 %rd8,%rd7;", lambda x, y: y),
+        ("cvt.u64.u32 %rd8,%r3;", lambda x, y: x & MASK),
+        ("setp.lt.s64 %p1,%rd6,%rd7; selp.b64 %rd8,%rd6,%rd7,%p1;", min),
+        ("setp.gt.s64 %p1,%rd6,0; selp.b64 %rd8,%rd6,%rd7,%p1;", lambda x, y: x if x > 0 else y),
+        ("setp.eq.b64 %p1,%rd6,%rd7; selp.b64 %rd8,1,2,%p1;", lambda x, y: 1 if x == y else 2),
+        ("setp.ne.b64 %p1,%rd6,%rd7; selp.b64 %rd8,1,2,%p1;", lambda x, y: 1 if x != y else 2),
+    ],
+)
+def test_integers_of_64_bits(body: str, expected: Callable[[int, int], int]) -> None:
+    a, b, c = numbers(1), numbers(2), numbers(3)
+    a[:4], b[:4], c[:4] = [7] * 4, [7] * 4, [7] * 4
+    results = (expected(wide(x, y), wide(z, x)) % 2**64 for x, y, z in zip(a, b, c, strict=True))
+    wanted = [((result >> 32) * 31 + result) & MASK for result in results]
+    assert run(f"{WIDE} {body} {FOLD}", tensor(a), tensor(b), tensor(c)) == wanted
+
+
+def short(value: int) -> int:
+    """The signed number of its low 16 bits."""
+    return (value & 0xFFFF ^ 0x8000) - 0x8000
+
+
+@pytest.mark.parametrize(
+    "body, expected",
+    [
+        ("and.b16 %rs3,%rs1,%rs2;", lambda a, b: a & b),
+        ("or.b16 %rs3,%rs1,%rs2;", lambda a, b: a | b),
+        ("shl.b16 %rs3,%rs1,3;", lambda a, b: a << 3),
+        ("mov.b16 %rs3,%rs2;", lambda a, b: b),
+        ("mov.u16 %rs3,%rs1;", lambda a, b: a),
+        ("setp.lt.s16 %p1,%rs1,%rs2; selp.b16 %rs3,%rs1,%rs2,%p1;", lambda a, b: min(short(a), short(b))),
+        ("setp.ne.b16 %p1,%rs1,%rs2; selp.b16 %rs3,1,2,%p1;", lambda a, b: 1 if a & 0xFFFF != b & 0xFFFF else 2),
+    ],
+)
+def test_integers_of_16_bits(body: str, expected: Callable[[int, int], int]) -> None:
+    a, b = numbers(1), numbers(2)
+    b[::5] = a[::5]
+    wanted = [expected(x, y) & 0xFFFF for x, y in zip(a, b, strict=True)]
+    assert (
+        run(f"cvt.u16.u32 %rs1,%r2; cvt.u16.u32 %rs2,%r3; {body} cvt.u32.u16 %r5,%rs3;", tensor(a), tensor(b)) == wanted
+    )
+
+
+@pytest.mark.parametrize(
+    "body, element",
+    [
+        # where element e of the words is read from: x itself, its address in %rd1
+        ("ld.global.v2.b32 {%r6,%r5}, [%rd6];", lambda x, i: x[2 * i + 1]),
+        ("ld.global.v4.b32 {%r6,%r7,%r5,%r8}, [%rd7];", lambda x, i: x[4 * i + 2]),
+        ("ld.global.b64 %rd8, [%rd6]; shr.u64 %rd8,%rd8,32; cvt.u32.u64 %r5,%rd8;", lambda x, i: x[2 * i + 1]),
+        ("ld.global.b16 %rs1, [%rd6+2]; cvt.u32.u16 %r5,%rs1;", lambda x, i: x[2 * i] >> 16),
+        ("ld.global.b8 %rs1, [%rd6+3]; cvt.u32.u16 %r5,%rs1;", lambda x, i: x[2 * i] >> 24),
+    ],
+)
+def test_global_loads(body: str, element: Callable[[list[int], int], int]) -> None:
+    x = [*numbers(1), *numbers(2), *numbers(3), *numbers(4)]
+    setup = "ld.param.b64 %rd9, [a]; mul.wide.u32 %rd6,%r1,8; mul.wide.u32 %rd7,%r1,16;"
+    body = f"{setup} add.s64 %rd6,%rd9,%rd6; add.s64 %rd7,%rd9,%rd7; {body}"
+    assert run(body, tensor(x)) == [element(x, i) for i in range(THREADS)]
+
+
+@pytest.mark.parametrize(
+    "store, load, wanted",
+    [
+        # 16 bytes a thread; %rs1 to %rs4 are the halves of a and b
+        ("v2.b32 [%r8], {%r2,%r3}", "b32 %r5, [%r8+4]", lambda a, b: b),
+        ("v4.b32 [%r8], {%r4,%r2,%r3,%r4}", "v2.b32 {%r5,%r6}, [%r8+8]", lambda a, b: b),
+        ("v4.b32 [%r8], {%r4,%r2,%r3,%r4}", "v4.b32 {%r6,%r5,%r7,%r9}, [%r8]", lambda a, b: a),
+        ("b16 [%r8+2], %rs2", "b16 %rs5, [%r8+2]; cvt.u32.u16 %r5,%rs5", lambda a, b: a >> 16),
+        ("v2.b16 [%r8], {%rs3,%rs2}", "b32 %r5, [%r8]", lambda a, b: b & 0xFFFF | a & 0xFFFF0000),
+        ("v4.b16 [%r8], {%rs1,%rs2,%rs3,%rs4}", "b32 %r5, [%r8+4]", lambda a, b: b),
+        ("b32 [%r8], %r2", "v2.b16 {%rs5,%rs6}, [%r8]; mov.b32 %r5,{%rs6,%rs5}", lambda a, b: a >> 16 | a << 16),
+        ("v2.b32 [%r8], {%r2,%r3}", "v4.b16 {%rs5,%rs6,%rs7,%rs8}, [%r8]; mov.b32 %r5,{%rs7,%rs8}", lambda a, b: b),
+        ("v2.b8 [%r8], {%rs1,%rs3}", "b8 %rs5, [%r8+1]; cvt.u32.u16 %r5,%rs5", lambda a, b: b & 0xFF),
+    ],
+)
+def test_shared_memory(store: str, load: str, wanted: Callable[[int, int], int]) -> None:
+    body = f"""
+ mov.b32 %r8, global_smem; shl.b32 %r7, %r1, 4; add.s32 %r8, %r8, %r7;
+ mov.b32 {{%rs1,%rs2}},%r2; mov.b32 {{%rs3,%rs4}},%r3; st.shared.{store}; ld.shared.{load};"""
+    a, b = numbers(1), numbers(2)
+    found = run(body, tensor(a), tensor(b), shared=16 * THREADS)
+    assert found == [wanted(x, y) & MASK for x, y in zip(a, b, strict=True)]
+
+
+@pytest.mark.parametrize("elements", [2, 4])
+def test_global_stores(elements: int) -> None:
+    """Thread i stores the words i, 100 + i, ... side by side."""
+    values = [f"%r{6 + e}" for e in range(elements)]
+    body = "".join(f" add.s32 {value}, %r1, {100 * e};" for e, value in enumerate(values))
+    body += f" ld.param.b64 %rd9, [a]; mul.wide.u32 %rd6, %r1, {4 * elements}; add.s64 %rd6, %rd9, %rd6;"
+    body += f" st.global.v{elements}.b32 [%rd6], {{{', '.join(values)}}}; mov.b32 %r5, 0;"
+    x = torch.zeros(elements * THREADS, dtype=torch.int32)
+    run(body, x)
+    assert x.tolist() == [i + 100 * e for i in range(THREADS) for e in range(elements)]
+
+
+def test_copies_of_16_bytes() -> None:
+    """cp.async.cg; where fewer bytes are read, the rest is zeros."""
+    x = [*numbers(1), *numbers(2), *numbers(3), *numbers(4)]
+    body = """
+ mov.b32 %r8, global_smem; shl.b32 %r7, %r1, 4; add.s32 %r8, %r8, %r7; ld.param.b64 %rd9, [a];
+ mul.wide.u32 %rd6, %r1, 16; add.s64 %rd6, %rd9, %rd6; setp.lt.u32 %p1, %r1, 20; selp.b32 %r9, 16, 0, %p1;
+ cp.async.cg.shared.global [%r8], [%rd6], 0x10, %r9; cp.async.commit_group; cp.async.wait_group 0;
+ ld.shared.b32 %r5, [%r8+8];"""
+    assert run(body, tensor(x), shared=16 * THREADS) == [x[4 * i + 2] if i < 20 else 0 for i in range(THREADS)]
 
 
 @pytest.mark.parametrize(
@@ -155,11 +289,15 @@ def rounded_to_tf32(x: Tensor) -> Tensor:
         ("abs.f32 %r5,%r2;", X.abs()),
         ("neg.f32 %r5,%r2;", -X),
         ("ex2.approx.f32 %r5,%r2;", X.double().exp2().float()),
-        ("sqrt.approx.ftz.f32 %r5,%r2;", torch.where(X.abs() < 1e-38, 0.0 * X, X).sqrt()),
+        ("sqrt.approx.ftz.f32 %r5,%r2;", torch.where(X.abs() < 1e-38, 0.0 * X, X).double().sqrt().float()),
         ("cvt.rmi.f32.f32 %r5,%r2;", X.floor()),
         ("cvt.rn.bf16x2.f32 %r5,%r2,%r3; and.b32 %r5,%r5,0xffff0000;", X.bfloat16().float()),
         ("cvt.rn.bf16x2.f32 %r5,%r2,%r3; shl.b32 %r5,%r5,16;", Y.bfloat16().float()),
         ("cvt.rn.f16.f32 %rs1,%r2; cvt.f32.f16 %r5,%rs1;", X.half().float()),
+        ("cvt.rn.f16x2.f32 %r5,%r2,%r3; mov.b32 {%rs1,%rs2},%r5; cvt.f32.f16 %r5,%rs2;", X.half().float()),
+        ("cvt.rn.f16x2.f32 %r5,%r2,%r3; mov.b32 {%rs1,%rs2},%r5; cvt.f32.f16 %r5,%rs1;", Y.half().float()),
+        ("cvt.rn.f32.s32 %r5,%r2;", X.view(torch.int32).float()),
+        ("cvt.rn.bf16.f32 %rs1,%r2; abs.bf16 %rs1,%rs1; cvt.f32.bf16 %r5,%rs1;", X.bfloat16().float().abs()),
         ("cvt.rn.bf16.f32 %rs1,%r2; cvt.f32.bf16 %r5,%rs1;", X.bfloat16().float()),
         ("add.f32 %r5,%r2,0f3F800000;", X + 1),
         ("cvt.rna.tf32.f32 %r5,%r2;", rounded_to_tf32(X)),
@@ -254,32 +392,34 @@ def halves(values: Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_ldmatrix_spreads_rows_over_the_warp(transposed: bool) -> None:
-    """PTX ISA: thread i has elements 2 (i % 4) and the next of row i / 4; the first 8 threads name rows."""
-    matrix = torch.arange(64, dtype=torch.int16).view(8, 8)
-    words = tensor(halves(matrix.view(32, 2)))
-    mode = ".trans" if transposed else ""
-    body = f"""
- mov.b32 %r6, global_smem; shl.b32 %r7, %r1, 2; add.s32 %r8, %r6, %r7; st.shared.b32 [%r8], %r2; bar.sync 0;
- and.b32 %r9, %r1, 7; shl.b32 %r9, %r9, 4; add.s32 %r9, %r6, %r9;
- ldmatrix.sync.aligned.m8n8.x1{mode}.shared.b16 {{%r5}}, [%r9];"""
-    out = torch.zeros(THREADS, dtype=torch.int32)
-    launch(Program(TEMPLATE.replace("BODY", body)), (1, 1, 1), [words, words, words, out], warps=1, shared=128)
-    wanted = (matrix.T if transposed else matrix).contiguous().view(32, 2)
-    assert [value & MASK for value in out.tolist()] == halves(wanted)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_ldmatrix_spreads_rows_over_the_warp(count: int, transposed: bool) -> None:
+    """PTX ISA: thread i has elements 2 (i % 4) and the next of row i / 4; threads from 8 m on name matrix m's rows."""
+    matrices = torch.arange(count * 64, dtype=torch.int16).view(count, 8, 8)
+    words = tensor(halves(matrices.view(-1, 2)))
+    for m in range(count):
+        registers = ["%r6", "%r7", "%r8", "%r9"][:count]
+        body = f"""
+ mov.b32 %r10, global_smem; shl.b32 %r11, %r1, 2; add.s32 %r11, %r10, %r11;
+ {" ".join(f"ld.global.b32 %r12, [%rd1+{128 * i}]; st.shared.b32 [%r11+{128 * i}], %r12;" for i in range(count))}
+ bar.sync 0; shl.b32 %r12, %r1, 4; add.s32 %r12, %r10, %r12;
+ ldmatrix.sync.aligned.m8n8.x{count}{".trans" * transposed}.shared.b16 {{{", ".join(registers)}}}, [%r12];
+ mov.b32 %r5, {registers[m]};"""
+        wanted = matrices[m].T if transposed else matrices[m]
+        assert run(body, words, shared=512) == halves(wanted.contiguous().view(32, 2))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_stmatrix_undoes_ldmatrix(transposed: bool) -> None:
-    words = tensor(numbers(4))
-    mode = ".trans" if transposed else ""
-    body = f"""
- mov.b32 %r6, global_smem; and.b32 %r9, %r1, 7; shl.b32 %r9, %r9, 4; add.s32 %r9, %r6, %r9;
- stmatrix.sync.aligned.m8n8.x1{mode}.shared.b16 [%r9], {{%r2}}; bar.sync 0;
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_stmatrix_undoes_ldmatrix(count: int, transposed: bool) -> None:
+    words, mode = tensor(numbers(4)), ".trans" * transposed
+    for m in range(count):
+        given = ", ".join("%r2" if i == m else "%r1" for i in range(count))
+        body = f"""
+ mov.b32 %r6, global_smem; shl.b32 %r9, %r1, 4; add.s32 %r9, %r6, %r9;
+ stmatrix.sync.aligned.m8n8.x{count}{mode}.shared.b16 [%r9], {{{given}}}; bar.sync 0; add.s32 %r9, %r9, {128 * m};
  ldmatrix.sync.aligned.m8n8.x1{mode}.shared.b16 {{%r5}}, [%r9];"""
-    out = torch.zeros(THREADS, dtype=torch.int32)
-    launch(Program(TEMPLATE.replace("BODY", body)), (1, 1, 1), [words, words, words, out], warps=1, shared=128)
-    assert torch.equal(out, words)
+        assert tensor(run(body, words, shared=1024)).tolist() == words.tolist()
 
 
 @pytest.mark.parametrize("kind, dtype", [("f16", torch.float16), ("bf16", torch.bfloat16)])

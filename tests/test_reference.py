@@ -139,6 +139,22 @@ def test_infinite_biases_leave_the_memory_exactly_unchanged() -> None:
     assert torch.equal(final, case.memory)
 
 
+def test_gates_of_half_types_are_float32() -> None:
+    """By one gate shut and the other known: M' is then f M, or tanh(C) of a candidate that is a half number."""
+    for dtype in (torch.bfloat16, torch.float16):
+        case = draw(SPECS["sonnet"], steps=1, dtype=dtype)
+        size = case.spec.gate_size
+        for name in ("input_gate.weight", "memory_gate.weight", "memory_gate.bias"):
+            case.params[name].zero_()
+        gates = case.params["input_gate.bias"]  # the input gate's half comes first
+        gates[:size] = -1e4
+        forget = torch.sigmoid(gates[size:].float() + case.spec.forget_bias)
+        torch.testing.assert_close(_run(case)[1], forget * case.memory, rtol=1e-6, atol=0)
+        gates[:size], gates[size:] = 1e4, -1e4
+        candidate = torch.atanh(_run(case)[1].double())
+        torch.testing.assert_close(candidate, candidate.to(dtype).double(), rtol=0, atol=1e-5)
+
+
 def test_nan_in_gives_nan_out_for_that_element_only() -> None:
     case = draw(SPECS["sonnet"], dtype=torch.float32)
     case.x[1, 2, 0] = float("nan")

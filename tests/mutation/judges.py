@@ -1,100 +1,228 @@
-"""What a mutant has to survive: a small part of what the tests check, so that whatever dies here dies there."""
+"""What a mutant has to survive: a small part of what the tests check, so that whatever dies here dies there.
+
+`verdict` says what became of it. A judge goes from what finds most in the shortest time to what is dear.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from rmc_kernels import CellSpec, backends
 from rmc_kernels.backends.reference import unroll
 from tests import golden
-from tests.cases import SPECS, Case, draw
+from tests.cases import SPECS, VARIANTS, Case, draw
+from tests.mutation.mutant import SURVIVED
 
-#: Largest error in units of the largest value; honest float32 is within a hundredth of it.
+#: Largest error of float32 in units of the largest value; honest float32 is within a hundredth of it.
 TOLERANCE = 1e-5
-#: Cells whose sizes need several blocks of every loop, and many layers.
-_WIDE = {
-    "wide-heads": CellSpec.sonnet(9, 2, 70, 1),
-    "wide-keys": CellSpec.sonnet(3, 3, 12, 2, key_size=75),
-    "five-layers": replace(SPECS["sonnet"], attention_mlp_layers=5),
-}
+#: Of float64.
+_TOLERANCE_64 = 1e-11
+_OPTIONS = ("lengths", "resets")
 
 
 class Killed(Exception):
     """The mutant was found out; the message says by what."""
 
 
+def verdict(judge: Callable[[], None]) -> str:
+    """`SURVIVED`, or "killed: " by what, or "raised: " which error; asserts of a test count as its findings."""
+    try:
+        judge()
+    except (Killed, AssertionError) as found:
+        return f"killed: {' '.join(str(found).split())}"
+    except Exception as error:
+        return f"raised: {type(error).__name__}: {error}"
+    return SURVIVED
+
+
+# -- the reference -----------------------------------------------------------------------------------------------------
+
+
 def reference() -> None:
-    """The reference: vectors of the original implementations, the C++ kernels, chunks in half types.
+    """The reference: the original implementations' vectors, the C++ kernels, and its tests of what those cannot see.
 
     Raises:
         Killed: it differs.
     """
+    from tests import test_reference
+
     for path in golden.files():
         vector = golden.load(path)
         if vector.outputs is not None:
             output, _ = vector.layer(vector.inputs, vector.memory)
-            _compare(
-                output, vector.outputs, golden.tolerances(vector)[0] / TOLERANCE, f"the original's vectors, {path.stem}"
-            )
+            _compare(output, vector.outputs, golden.tolerances(vector)[0], f"the original's vectors, {path.stem}")
     for name, spec in SPECS.items():
-        for options in ((), ("lengths", "resets")):
+        shape = (spec.num_blocks, spec.num_heads, spec.mem_slots, spec.total_rows)
+        for options in ((), _OPTIONS):
             case = _with_padding(draw(spec, options, dtype=torch.float32))
             exact, weights = unroll(spec, case.to(torch.float64).call())
             found = backends.BACKENDS["cpu"].forward(spec, case.call(), False)[0]
-            _compare(found, exact, 1.0, f"the C++ kernels, {name}")
-            _compare(weights.sum(-1), _running(case)[:, :, None, None, None].expand_as(weights[..., 0]), 1.0, "weights")
-        half = draw(spec, ("lengths", "resets"), dtype=torch.bfloat16)
-        memories = unroll(spec, half.call())[0]
-        if memories.dtype != torch.float32:
-            raise Killed(f"memories of half types in {memories.dtype}, {name}")
-        empty, weights = unroll(spec, draw(spec, batch=2, steps=0).call())
-        if (*empty.shape, *weights.shape) != (2, 0, *memories.shape[2:], 2, 0, *_weights_shape(spec)):
-            raise Killed(f"no steps, {name}")
+            _compare(found, exact, TOLERANCE, f"the C++ kernels, {name}")
+            running = _running(case)[:, :, None, None, None].expand(*case.x.shape[:2], *shape[:-1])
+            _compare(weights.sum(-1), running, TOLERANCE, "weights")
+        half = draw(spec, _OPTIONS, dtype=torch.bfloat16)
         exact = unroll(spec, half.to(torch.float64).call())[0]
-        _compare(memories, exact, 0.1 / TOLERANCE, f"bfloat16, {name}")
+        _compare(unroll(spec, half.call())[0], exact, 0.1, f"bfloat16, {name}")
+        empty, weights = unroll(spec, draw(spec, batch=2, steps=0).call())
+        if (*empty.shape, *weights.shape) != (2, 0, *exact.shape[2:], 2, 0, *shape):
+            raise Killed(f"no steps, {name}")
+    for name, dtype in product(VARIANTS, (torch.float32, torch.bfloat16)):
+        test_reference.test_chunks_equal_the_whole_bit_for_bit(name, dtype)
+    test_reference.test_what_stands_in_the_padding_never_matters()
+    test_reference.test_lengths_freeze_the_memory_and_resets_past_them_are_ignored()
+    test_reference.test_a_reset_starts_from_reset_memory_and_cuts_the_gradient()
+    test_reference.test_gates_of_half_types_are_float32()
+
+
+# -- the Triton kernels ------------------------------------------------------------------------------------------------
+
+#: Cells whose sizes need several blocks of every loop, and many layers.
+_WIDE = {
+    "wide-heads": CellSpec.sonnet(9, 2, 70, 1),
+    "wide-keys": CellSpec.sonnet(3, 3, 12, 2, key_size=75),
+    "five-layers": replace(SPECS["sonnet"], attention_mlp_layers=5),
+}
+#: Small cells that reach every line of the device functions; those that reach most come first.
+_SMALL = (
+    "sonnet", "matrix-blocks", "r2gen", "textbook", "memory-gate", "no-gate", "matrix", "one-mlp-layer", "key-size",
+)  # fmt: skip
 
 
 def triton() -> None:
-    """The Triton kernels in the strict interpreter: right, and no hazard.
+    """The forward pass of the Triton kernels in the strict interpreter: right, and no hazard.
 
     Raises:
         Killed: it differs, or nothing orders two accesses.
     """
+    for name, case in triton_cases().items():
+        _interpreted(name, case, False)
+
+
+def triton_backward() -> None:
+    """Their gradients too, from activations that are computed again and from those that were kept.
+
+    Raises:
+        Killed: one differs, or nothing orders two accesses.
+    """
+    for name, case in triton_cases().items():
+        for kept in (False, True):
+            _interpreted(name, case, True, kept)
+
+
+def _interpreted(name: str, case: Case, gradients: bool, kept: bool = False) -> None:
     from tests.strict import strict
 
-    for name, case in triton_cases().items():
-        with strict() as report:
-            memories = backends.BACKENDS["triton"].forward(case.spec, case.call(), False)[0]
-        if report.hazards:
-            raise Killed(f"{next(iter(report.hazards)).kind}, {name}")
-        exact = unroll(case.spec, case.to(torch.float64).call())[0]
-        _compare(memories, exact, 1.0, name)
+    with strict() as report:
+        found = outcome("triton", case, kept) if gradients else {"memories": _forward("triton", case)}
+    if report.hazards:
+        raise Killed(f"{next(iter(report.hazards)).kind}, {name}")
+    exact = expected(case.to(torch.float64))
+    for key, value in found.items():
+        _compare(value, exact[key], TOLERANCE, f"{key}, {name}")
 
 
 def triton_cases() -> dict[str, Case]:
     """Small cells that reach every line of the device functions; those that reach most come first."""
-    options = ("lengths", "resets")
     found = {}
-    for name in (
-        "sonnet",
-        "blocks",
-        "r2gen",
-        "textbook",
-        "memory-gate",
-        "no-gate",
-        "matrix",
-        "one-mlp-layer",
-        "key-size",
-    ):
-        case = draw(SPECS[name], options, batch=5, steps=3, dtype=torch.float32)
+    for name in _SMALL:
+        case = draw(SPECS[name], _OPTIONS, batch=5, steps=3, dtype=torch.float32)
         case.options["lengths"] = torch.tensor([3, 2, 0, 3, 1])
         found[name] = _with_padding(case)
     return found | {name: draw(spec, batch=2, steps=2, dtype=torch.float32) for name, spec in _WIDE.items()}
 
 
-def _running(case: Case) -> torch.Tensor:
+# -- the C++ kernels ---------------------------------------------------------------------------------------------------
+
+
+#: A case with what the reference makes of it.
+Vector = tuple[str, Case, dict[str, Tensor]]
+
+
+def cpp_vectors(dtype: str) -> list[Vector]:
+    """Every cell with and without options; one step; several groups of batch elements; wide heads and keys."""
+    drawn: dict[str, Case] = {}
+    kind = getattr(torch, dtype)
+    for name, spec in SPECS.items():
+        for options in (_OPTIONS, ()):
+            drawn[f"{name}{' with options' * bool(options)}"] = draw(spec, options, dtype=kind)
+    drawn["groups"] = draw(SPECS["sonnet"], _OPTIONS, batch=40, steps=9, dtype=kind)
+    drawn |= {f"one step, {name}": draw(SPECS[name], batch=2, steps=1, dtype=kind) for name in VARIANTS}
+    drawn |= {name: draw(spec, batch=2, steps=2, dtype=kind) for name, spec in _WIDE.items()}
+    return [(name, case, expected(case.to(torch.float64))) for name, case in drawn.items() if _with_padding(case)]
+
+
+def cpp(backend: backends.Backend, vectors: Sequence[Vector]) -> None:
+    """C++ kernels against the reference: memories and gradients, saved and recomputed, in one thread and in two.
+
+    Raises:
+        Killed: something differs.
+    """
+    for threads, kept, (name, case, exact) in _cpp_calls(vectors):
+        torch.set_num_threads(threads)
+        for key, value in outcome(backend, case, kept).items():
+            tolerance = _TOLERANCE_64 if value.dtype is torch.float64 else TOLERANCE
+            _compare(value, exact[key], tolerance, f"{key}, {name}")
+    name, case, exact = vectors[0]
+    for wanted in ("x", "memory", "blocks.0.qkv.weight"):
+        found = outcome(backend, case, False, {wanted})[wanted]
+        _compare(found, exact[wanted], TOLERANCE, f"{wanted} alone, {name}")
+
+
+def _cpp_calls(vectors: Sequence[Vector]) -> Iterator[tuple[int, bool, Vector]]:
+    """(threads, whether activations are kept, vector)."""
+    for vector in vectors:
+        for kept in (True, False):
+            yield 1, kept, vector
+            if vector[0] == "groups":
+                yield 2, kept, vector
+
+
+# -- what they share ---------------------------------------------------------------------------------------------------
+
+
+def expected(case: Case) -> dict[str, Tensor]:
+    """Memories, and the gradients of all leaves for the cotangent of `outcome`, by the reference."""
+    for leaf in case.leaves().values():
+        leaf.requires_grad_()
+    memories = unroll(case.spec, case.call())[0]
+    gradients = torch.autograd.grad(memories, list(case.leaves().values()), _cotangent(memories))
+    found = {"memories": memories.detach(), **dict(zip(case.leaves(), gradients, strict=True))}
+    for leaf in case.leaves().values():
+        leaf.requires_grad_(False)
+    return found
+
+
+def outcome(
+    backend: str | backends.Backend, case: Case, kept: bool, wanted: set[str] | None = None
+) -> dict[str, Tensor]:
+    """The same by a fused backend, all of it or only some gradients."""
+    if isinstance(backend, str):
+        backend = backends.BACKENDS[backend]
+    call = case.call()
+    memories, activations = backend.forward(case.spec, call, kept)
+    order: dict[str, Any] = {"x": call.x, "memory": call.memory, "reset_memory": call.reset_memory, **case.params}
+    needs = [value is not None and (wanted is None or name in wanted) for name, value in order.items()]
+    gradients = backend.backward(case.spec, call, memories, activations, _cotangent(memories), needs)
+    named = zip(order, gradients, needs, strict=True)
+    return {"memories": memories, **{name: gradient for name, gradient, need in named if need}}
+
+
+def _forward(backend: str, case: Case) -> Tensor:
+    return backends.BACKENDS[backend].forward(case.spec, case.call(), False)[0]
+
+
+def _cotangent(memories: Tensor) -> Tensor:
+    drawn = torch.randn(memories.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return drawn.to(torch.float32).to(memories.dtype)
+
+
+def _running(case: Case) -> Tensor:
     """[B, T], 1 where the step is within the element's length."""
     steps = torch.arange(case.x.shape[1])
     lengths = case.options.get("lengths", torch.full(case.x.shape[:1], len(steps)))
@@ -107,13 +235,9 @@ def _with_padding(case: Case) -> Case:
     return case
 
 
-def _weights_shape(spec: CellSpec) -> tuple[int, ...]:
-    return spec.num_blocks, spec.num_heads, spec.mem_slots, spec.total_rows
-
-
-def _compare(found: torch.Tensor, exact: torch.Tensor, times: float, what: str) -> None:
+def _compare(found: Tensor, exact: Tensor, tolerance: float, what: str) -> None:
     if found.shape != exact.shape:
         raise Killed(f"a shape: {what}")
     error = float((found.double() - exact.double()).abs().max() / exact.abs().max().clamp(min=1.0))
-    if not error <= times * TOLERANCE:
+    if not error <= tolerance:
         raise Killed(f"an error of {error:.1e}: {what}")

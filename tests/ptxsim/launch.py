@@ -31,7 +31,8 @@ def launch(
     seed: int = 0,
     limit: int = LIMIT,
     allow: Collection[str] = (),
-    without_barrier: int | None = None,
+    without_barriers: Collection[int] = (),
+    races: bool = True,
 ) -> Report:
     """Run a kernel.
 
@@ -40,7 +41,7 @@ def launch(
         grid: programs along x, y, z.
         arguments: in the order of the kernel's parameters: CPU tensors, which are read and written in place; numbers;
             None for 0. Parameters past them are 0.
-        warps, shared, schedule, seed, limit, allow, without_barrier: see `Machine`.
+        warps, shared, schedule, seed, limit, allow, without_barriers, races: see `Machine`.
 
     Raises:
         SimulationError: the kernel did something that it must not; races are in the report instead.
@@ -71,7 +72,7 @@ def launch(
         program, grid, warps, shared, memory, inside,
         [(names[pointer], start, start + len(storages[pointer])) for pointer, start in starts.items()],
         {parameter.name: bits(value, parameter.type) for parameter, value in pairs},
-        schedule, seed, limit, allow, without_barrier,
+        schedule, seed, limit, allow, without_barriers, races,
     )  # fmt: skip
     report = machine.run()
     for pointer, content in storages.items():

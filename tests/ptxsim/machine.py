@@ -16,7 +16,7 @@ from tests.ptxsim.arithmetic import Array
 from tests.ptxsim.errors import Deadlock, LimitExceeded, Unsupported
 from tests.ptxsim.memory import WIDEST, Memory
 from tests.ptxsim.program import Block, Program
-from tests.ptxsim.races import Race, Shadow
+from tests.ptxsim.races import Blind, Race, Shadow
 from tests.ptxsim.unit import WARP, Unit
 
 Schedule = Literal["lockstep", "warp"]
@@ -58,7 +58,8 @@ class Machine:
         seed: of the order of warps.
         limit: most instructions of one warp.
         allow: parts of locations, "file:line", whose races are only noted.
-        without_barrier: number of a barrier that does nothing.
+        without_barriers: numbers of barriers that do nothing.
+        races: whether to look for races between instructions.
 
     Attributes:
         report: what happened so far.
@@ -78,13 +79,15 @@ class Machine:
         seed: int,
         limit: int,
         allow: Collection[str],
-        without_barrier: int | None,
+        without_barriers: Collection[int],
+        races: bool,
     ) -> None:
         self.program, self.grid, self.warps, self.programs = program, grid, warps, prod(grid)
         self.report = Report()
         self._parameters, self._names = parameters, names
         self._random, self._limit = random.Random(seed), limit
-        self._allow, self._without_barrier = allow, without_barrier
+        self._allow, self._without_barriers = allow, without_barriers
+        self._races = races
         self._told: set[tuple[str, str, int, int]] = set()
         self.global_memory = Memory(
             content, self._shadow("global", len(content)), BASE, len(content), 0, inside, self._tensor
@@ -159,7 +162,7 @@ class Machine:
     def _leave(self, unit: Unit, index: int, block: Block, mask: Array | None, guard: Array | None) -> None:
         """Send the threads in the mask to their next block."""
         end = block.end
-        if end is None or (block.barrier is not None and block.barrier == self._without_barrier):
+        if end is None or block.barrier in self._without_barriers:
             self._go(unit, mask, index + 1)
         elif block.barrier is not None:
             self._arrive(unit, mask, guard, index, block.barrier)
@@ -235,7 +238,7 @@ class Machine:
     # -- races ---------------------------------------------------------------------------------------------------------
 
     def _shadow(self, name: str, size: int) -> Shadow:
-        return Shadow(size, self.warps, lambda race: self._tell(name, race))
+        return Shadow(size, self.warps, lambda race: self._tell(name, race)) if self._races else Blind()
 
     def _tell(self, memory: str, race: Race) -> None:
         pair = (memory, race.kind, race.site, race.other)

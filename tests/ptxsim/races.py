@@ -173,6 +173,25 @@ class Shadow:
             self._report(Race(kind, int(places[first]) * GRAIN, site, int(other)))
 
 
+class Blind(Shadow):
+    """Sees no race, in half of the time."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 0, lambda race: None)
+
+    def read(self, offset: Array, size: int, by: Accessors, site: int) -> None:
+        """Nothing is noted."""
+
+    def write(self, offset: Array, size: int, by: Accessors, site: int, unchanged: Callable[[], Array]) -> None:
+        """Nothing is noted."""
+
+    def begin_copy(self, offset: Array, size: int, by: Accessors, site: int) -> None:
+        """Nothing is noted."""
+
+    def end_copy(self, offset: Array, size: int, by: Accessors, site: int) -> None:
+        """Nothing is noted."""
+
+
 def _same_program(stamp: Array, program: Array) -> Array:
     found: Array = stamp // _INTERVALS == program + 1
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from tests.mutation.mutant import Mutant, numbered
 
 #: Functions whose call is replaced by its first argument: a missing tanh, sigmoid, softmax, cast, ...
 _REMOVABLE = {
@@ -24,30 +25,12 @@ _OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 _SKIPPED = ("annotation", "returns", "decorator_list", "args", "ctx")
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """A changed source.
-
-    Attributes:
-        file: which file, relative to the package.
-        line: of the change in the original.
-        function: in which it is.
-        change: "before -> after".
-        source: the whole file.
-    """
-
-    file: str
-    line: int
-    function: str
-    change: str
-    source: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line} {self.function}: {self.change}"
-
-
 def mutants(file: str, source: str) -> Iterator[Mutant]:
     """Every mutant of the functions of a file, each change once."""
+    return numbered(_mutants(file, source))
+
+
+def _mutants(file: str, source: str) -> Iterator[Mutant]:
     tree = ast.parse(source)
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef):
@@ -62,12 +45,7 @@ def mutants(file: str, source: str) -> Iterator[Mutant]:
                 changed = ast.unparse(ast.fix_missing_locations(tree))
                 _put(owner, name, place, node)
                 line = getattr(node, "lineno", function.lineno)
-                yield Mutant(file, line, function.name, f"`{_short(before)}` -> `{_short(after)}`", changed + "\n")
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 90 else f"{text[:60]} ... {text[-25:]}"
+                yield Mutant(file, line, function.name, before, after, changed + "\n")
 
 
 def _put(owner: ast.AST, name: str, place: int | None, node: ast.AST) -> None:

@@ -1,0 +1,134 @@
+"""The C++ kernels with one file changed: the generic instruction set alone, in one dtype, not optimised.
+
+A mutant compiles one translation unit (0.9 s) and links it with what does not change. The module that comes out is
+`rmc_kernels._C` but for the parts that no call of a cell needs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pybind11
+
+from rmc_kernels import backends
+from rmc_kernels.backends import cpu
+
+CSRC = Path(__file__).parents[2] / "csrc"
+#: As CMakeLists.txt has them, but for the optimisation.
+_FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-w")
+_SOURCES = (
+    "cell/bind_cell.cpp", "cell/kernels.cpp", "cell/plan.cpp", "common/interrupt.cpp", "common/parallel.cpp",
+    "common/profile.cpp", "common/scratch.cpp", "machine/features.cpp", "machine/isa.cpp",
+)  # fmt: skip
+_BINDING = """
+#include "bindings.h"
+PYBIND11_MODULE(_C, module) { rmc::register_cell(module); }
+"""
+#: The kernels of one dtype; those of the other are there for the linker.
+_KERNELS = """
+#define RMC_ISA generic
+#include "simd/generic.h"
+#include "cell/table.h"
+namespace rmc {{
+const Kernels& kernels_generic{suffix}() {{
+  static constexpr Kernels kernels = generic::table<generic::Vector<{type}>>();
+  return kernels;
+}}
+const Kernels& kernels_generic{other}() {{ throw 0; }}
+}}  // namespace rmc
+"""
+
+
+class DoesNotCompile(Exception):
+    """The compiler refused a source."""
+
+
+class Build:
+    """Where mutants are built.
+
+    Args:
+        folder: for objects and modules; what is in it is used again.
+        dtype: "float64" or "float32".
+    """
+
+    def __init__(self, folder: Path, dtype: str) -> None:
+        self._folder, self._dtype = folder, dtype
+        self._overlay = folder / f"overlay-{dtype}"
+        shutil.rmtree(self._overlay, ignore_errors=True)  # a run that was killed leaves its mutant
+        self._overlay.mkdir(parents=True)
+        wide = dtype == "float64"
+        kernels = _KERNELS.format(
+            type="double" if wide else "float", suffix="_double" * wide, other="_double" * (not wide)
+        )
+        self._kernels = self._write(f"kernels_{dtype}.cpp", kernels)
+        fixed = [self._kernels, self._write("binding.cpp", _BINDING), *(CSRC / source for source in _SOURCES)]
+        self._fixed = {source: folder / f"{source.stem}.o" for source in fixed}
+        newest = max(path.stat().st_mtime for path in CSRC.rglob("*.[hc]*"))
+        for source, to in self._fixed.items():
+            if not to.exists() or to.stat().st_mtime < newest:
+                self._compile(source, to)
+
+    def _write(self, name: str, text: str) -> Path:
+        path = self._folder / name
+        path.write_text(text)
+        return path
+
+    def _compile(self, source: Path, to: Path, optimise: str = "-O0") -> None:
+        pybind = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+        found = subprocess.run(
+            ["c++", *_FLAGS, optimise, f"-I{self._overlay}", f"-I{CSRC}", *pybind, "-c", str(source), "-o", str(to)],
+            capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        if found.returncode:
+            raise DoesNotCompile(next((line for line in found.stderr.splitlines() if "error" in line), found.stderr))
+
+    def _changed(self, file: str, source: str) -> tuple[Path, Path]:
+        """The translation unit that a changed file belongs to, and the object that it replaces."""
+        relative = Path(file).relative_to("csrc")
+        overlay = self._overlay / relative
+        overlay.parent.mkdir(parents=True, exist_ok=True)
+        overlay.write_text(source)
+        unit = overlay if relative.suffix == ".cpp" else self._kernels
+        return unit, self._fixed[CSRC / relative if relative.suffix == ".cpp" else self._kernels]
+
+    def module(self, file: str, source: str) -> Path:
+        """The extension module with `file`, relative to the repository, replaced by `source`.
+
+        Raises:
+            DoesNotCompile: the compiler refused it.
+        """
+        unit, replaced = self._changed(file, source)
+        mutated, to = self._overlay / "mutated.o", self._overlay / "_C.so"
+        try:
+            self._compile(unit, mutated)
+        finally:
+            (self._overlay / Path(file).relative_to("csrc")).unlink()
+        objects = [mutated, *(found for found in self._fixed.values() if found != replaced)]
+        subprocess.run(["c++", "-shared", *map(str, objects), "-o", str(to), "-lpthread"], check=True)
+        return to
+
+    def same_code(self, file: str, source: str) -> bool:
+        """Whether the optimising compiler makes the same of a changed file: an equivalent mutant."""
+        found = []
+        for text in (source, (CSRC.parent / file).read_text()):
+            unit, _ = self._changed(file, text)
+            to = self._overlay / "optimised.o"
+            self._compile(unit, to, "-O1")
+            found.append(to.read_bytes())
+        (self._overlay / Path(file).relative_to("csrc")).unlink()
+        return found[0] == found[1]
+
+    def backend(self, module: Path) -> backends.Backend:
+        """The CPU backend with that module in place of the extension, in this process."""
+        spec = importlib.util.spec_from_file_location("rmc_kernels._C", module)
+        assert spec is not None
+        assert spec.loader is not None
+        loaded: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        vars(cpu).update(_C=loaded, _KERNELS=[(self._dtype, "generic")])
+        return backends.CpuBackend(isa="generic", test_double=True)

@@ -1,0 +1,166 @@
+"""The mutants of each part as jobs: what to change, and how to find out what becomes of it.
+
+A mutant is judged in a forked process on a copy of the package, so that none sees another.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+from tests.mutation import python_mutants
+from tests.mutation.mutant import SURVIVED, Mutant
+
+ROOT = Path(__file__).parents[2]
+_DEVICE = "rmc_kernels/backends/triton/device"
+#: CPU seconds after which a mutant counts as killed, an endless loop, by part. And seconds in all: a deadlock.
+_PATIENCE = {"reference": 60, "triton": 300, "triton_backward": 600, "cpp": 10}
+_MOST = 3000
+#: Files by the judge of their mutants.
+PYTHON_FILES = {
+    "reference": ["rmc_kernels/reference.py"],
+    "triton": [
+        f"{_DEVICE}/{name}.py" for name in ("phases", "attention", "step", "forward", "operands", "project", "tile")
+    ],
+    "triton_backward": [
+        f"{_DEVICE}/{name}.py"
+        for name in ("back_phases", "back_attention", "backward", "recompute", "forward_kept")
+    ],
+}  # fmt: skip
+#: Those that the generic build instantiates; the other instruction sets have no mutants.
+CPP_FILES = [
+    *(f"csrc/cell/{name}.h" for name in (
+        "gates", "step", "step_back", "norm", "attention", "forward", "backward", "run", "input_rows", "gradients",
+        "activations", "tile", "weights",
+    )),
+    "csrc/cell/plan.cpp",
+    *(f"csrc/gemm/{name}.h" for name in ("gemm", "pack", "panels", "weight_gradient")),
+    *(f"csrc/simd/{name}.h" for name in ("generic", "math")),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """A mutant to be judged.
+
+    Attributes:
+        file: of what it is a mutant; "" for the unchanged source, which has to survive.
+        digest: of that, unchanged.
+        key: its name in results.
+        run: judges it; what became of it.
+    """
+
+    file: str
+    digest: str
+    key: str
+    run: Callable[[], str]
+
+
+def python(part: str, folder: Path) -> list[Job]:
+    """The mutants of the Python files of a part, judged on a copy of the package in `folder`."""
+    if part.startswith("triton"):
+        os.environ["TRITON_INTERPRET"] = "1"
+        importlib.import_module("triton")
+    importlib.import_module("torch").set_num_threads(1)
+    for name in ("rmc_kernels", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+
+    def judge(file: str, source: str) -> str:
+        before = (ROOT / file).read_text()
+        (folder / file).write_text(source)
+        outcome = _in_a_fork(part, lambda: _judge_python(part, folder))
+        (folder / file).write_text(before)
+        return outcome
+
+    return _jobs(PYTHON_FILES[part], python_mutants.mutants, judge)
+
+
+def _judge_python(part: str, folder: Path) -> str:
+    """In a process of its own: import the copy, and judge it."""
+    sys.dont_write_bytecode = True
+    os.chdir(folder)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("rmc_kernels", "tests")]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    judges = importlib.import_module("tests.mutation.judges")
+    return str(judges.verdict(getattr(judges, part)))
+
+
+def cpp(folder: Path) -> list[Job]:
+    """The mutants of the C++ kernels, built in `folder`."""
+    sys.modules["rmc_kernels._C"] = None  # type: ignore[assignment]  # each process loads that of its mutant
+    import torch
+
+    from tests.mutation import cpp_mutants, judges
+    from tests.mutation.cpp_build import Build, DoesNotCompile
+
+    torch.set_num_threads(1)
+    builds = {dtype: Build(folder, dtype) for dtype in ("float64", "float32")}
+    vectors = {dtype: judges.cpp_vectors(dtype) for dtype in builds}
+
+    def judge(file: str, source: str) -> str:
+        dtype = "float32" if "/simd/" in file else "float64"  # its functions are the C library's
+        build = builds[dtype]
+        try:
+            module = build.module(file, source)
+        except DoesNotCompile as error:
+            return f"does not compile: {error}"
+        outcome = _in_a_fork("cpp", lambda: judges.verdict(lambda: judges.cpp(build.backend(module), vectors[dtype])))
+        original = (ROOT / file).read_text()
+        if outcome == SURVIVED and source != original and build.same_code(file, source):
+            return "same code"
+        return outcome
+
+    return _jobs(CPP_FILES, cpp_mutants.mutants, judge)
+
+
+def _jobs(
+    files: list[str], mutants: Callable[[str, str], Iterable[Mutant]], judge: Callable[[str, str], str]
+) -> list[Job]:
+    sources = {file: (ROOT / file).read_text() for file in files}
+    return [
+        Job("", "", "unchanged", partial(judge, *next(iter(sources.items())))),
+        *(
+            Job(file, digest(source), mutant.key, partial(judge, file, mutant.source))
+            for file, source in sources.items()
+            for mutant in mutants(file, source)
+        ),
+    ]
+
+
+def digest(text: str) -> str:
+    """Of a source."""
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def _in_a_fork(part: str, judge: Callable[[], str]) -> str:
+    """What `judge` returns in a child process."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (_PATIENCE[part], _PATIENCE[part]))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.alarm(_MOST)
+        os.write(writing, judge().encode()[:4000])
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        outcome = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if outcome:
+        return outcome
+    number = os.WTERMSIG(status)
+    slow = number in (signal.SIGXCPU, signal.SIGKILL, signal.SIGALRM)
+    return "timed out" if slow else f"crashed: signal {number}"
