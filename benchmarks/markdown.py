@@ -9,6 +9,7 @@ from rmc_kernels.benchmarks.contestants import YARDSTICK
 from rmc_kernels.benchmarks.record import CaseResult, Figure, Spread
 from rmc_kernels.benchmarks.scaling import NAMES, Curve, curves
 from rmc_kernels.benchmarks.suite import SuiteResult
+from rmc_kernels.benchmarks.targets import TARGETS
 
 OURS = "rmc cpu"
 NOTHING = "Not measured in this run."
@@ -163,6 +164,21 @@ def headline(result: SuiteResult) -> str:
     return _table(("", "forward", "forward + backward"), rows)
 
 
+def targets(result: SuiteResult) -> str:
+    """The project's targets, met and missed."""
+    cases, rows = {case.case: case for case in result.cases}, []
+    for target in TARGETS:
+        case = cases.get(target.case)
+        figures = [] if case is None else case.figures
+        ours = next((f for f in figures if f.contestant == OURS and f.threads == target.case.threads), None)
+        value = None if case is None or ours is None or not ours.seconds else target.measure.of(case, ours)
+        if value is not None:
+            shown = target.measure.shown.format
+            aim = "" if target.aim is None else shown(target.aim)
+            rows.append((target.case.name, shown(target.least), aim, shown(value), target.verdict(value)))
+    return _table(("case", "target", "aim", "this run", "which is"), rows)
+
+
 #: Name in a marker -> what stands there.
 BLOCKS: dict[str, Callable[[SuiteResult], str]] = {
     "about": about,
@@ -172,6 +188,7 @@ BLOCKS: dict[str, Callable[[SuiteResult], str]] = {
     "side-by-side": side_by_side,
     "slopes": slopes,
     "losses": losses,
+    "targets": targets,
 }
 
 

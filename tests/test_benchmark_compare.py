@@ -239,6 +239,13 @@ def test_the_blocks_tell_wins_and_losses(whole: SuiteResult) -> None:
     assert "| lstm | 1 | 1 | 2.00 x | 0.50 |  |" in lines
     assert "| transformer | 3 | 1 | 10.00 x | 1.00 | 10.00 x |" in lines
     assert markdown.slopes(whole) == markdown.NOTHING
+    assert markdown.targets(whole).splitlines()[2:] == [
+        "| B=16 T=16 N=8 D=256 H=4, forward, 1 thread | 65% of the FMA peak | 85% of the FMA peak "
+        "| 1% of the FMA peak | missed |",
+        "| B=16 T=16 N=8 D=256 H=4, forward, 2 threads | 1.70 x one thread |  | 2.00 x one thread | met |",
+    ]
+    bound = next(target for target in TARGETS if target.measure is BOUND)
+    assert [bound.verdict(value) for value in (3.1, 3.0, 2.0)] == ["missed", "met", "at the aim"]
 
 
 def test_a_document_is_written_between_its_markers(whole: SuiteResult, tmp_path: Path) -> None:
