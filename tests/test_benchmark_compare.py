@@ -21,6 +21,7 @@ from rmc_kernels.benchmarks.command import bench
 from rmc_kernels.benchmarks.compare import Change, compare, interval
 from rmc_kernels.benchmarks.record import CaseResult, Figure
 from rmc_kernels.benchmarks.suite import SuiteResult, run_suite
+from rmc_kernels.benchmarks.targets import BOUND, TARGETS
 from tests.bench_cases import BRIEF, SMALL, SMALL_TRAINING, figure
 
 ROUNDS = 30
