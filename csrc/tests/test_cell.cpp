@@ -22,6 +22,7 @@ namespace {
 struct Named {
   const char* name;
   rmc::CellConfig config;
+  int64_t batch = 37;
 };
 
 std::vector<Named> cells() {
@@ -45,7 +46,7 @@ std::vector<Named> cells() {
   many.input_size = 20, many.slots = 32, many.heads = 4;
   many_live.slots = 33;
   return {{"sonnet", sonnet}, {"dense", dense},       {"matrix", matrix}, {"l0sg", l0sg},
-          {"many", many},     {"textbook", textbook}, {"r2gen", r2gen},   {"many live", many_live}};
+          {"many", many, 3},  {"textbook", textbook}, {"r2gen", r2gen},   {"many live", many_live, 3}};
 }
 
 template <class T>
@@ -147,7 +148,7 @@ template <class T>
 void test_cell(const Named& cell, rmc::Isa isa, rmc::Precision precision) {
   const char* kPrecisions[] = {" float", " bfloat16", " double"};
   const std::string what = std::string(cell.name) + " " + rmc::name(isa) + kPrecisions[static_cast<int>(precision)];
-  for (auto [batch, steps] : {std::pair<int64_t, int64_t>{1, 1}, {37, 9}, {0, 3}, {2, 0}}) {
+  for (auto [batch, steps] : {std::pair<int64_t, int64_t>{1, 1}, {cell.batch, 9}, {0, 3}, {2, 0}}) {
     for (bool options : {false, true}) {
       Problem<T> problem(cell.config, isa, precision, batch, steps);
       problem.run(1, false, options);
@@ -163,8 +164,8 @@ void test_cell(const Named& cell, rmc::Isa isa, rmc::Precision precision) {
 
 // What AMX cannot split takes a path of its own: it must stay in its batch element.
 void test_infinity(const Named& cell, rmc::Isa isa, rmc::Precision precision) {
-  Problem<float> problem(cell.config, isa, precision, 37, 3);
-  const size_t size = problem.memories.size() / 37;
+  Problem<float> problem(cell.config, isa, precision, cell.batch, 3);
+  const size_t size = problem.memories.size() / static_cast<size_t>(cell.batch);
   problem.x[0] = INFINITY;
   problem.run(1, false, false);
   const std::vector<float> others(problem.memories.begin() + static_cast<std::ptrdiff_t>(size), problem.memories.end());
