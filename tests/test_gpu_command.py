@@ -13,8 +13,9 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import MagicMock, call, patch
 
 import pytest
 import torch
@@ -207,6 +208,69 @@ def test_a_stage_that_breaks_or_has_no_time_fails(tmp_path: Path, monkeypatch: p
 def test_nothing_is_no_pass() -> None:
     assert not stages.Result([], 0.0).ok
     assert not stages.Result([stages.Finding("a", "not served")], 0.0).ok
+
+
+# -- what talks to CUDA, with torch.cuda stood in for -----------------------------------------------------------------
+
+
+@pytest.fixture
+def torch_cuda(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """Records what is asked of torch.cuda."""
+    asked = MagicMock()
+    for name in (
+        "CUDAGraph", "Stream", "current_stream", "get_sync_debug_mode", "graph", "set_sync_debug_mode", "stream",
+        "synchronize",
+    ):  # fmt: skip
+        assert hasattr(torch.cuda, name)
+        monkeypatch.setattr(torch.cuda, name, getattr(asked, name))
+    return asked
+
+
+def _order(asked: MagicMock, *names: str) -> list[str]:
+    """The calls of these names, in order."""
+    return [each[0] for each in asked.mock_calls if each[0] in names]
+
+
+def test_a_call_is_captured_after_warm_ups_on_another_stream(torch_cuda: MagicMock) -> None:
+    torch_cuda.call.side_effect = [{"run": torch.tensor(float(number))} for number in range(10)]
+    results, replay = device.Cuda().capture(torch_cuda.call)
+    entered, left = "stream().__enter__", "stream().__exit__"
+    assert _order(torch_cuda, "call", entered, left, "graph().__enter__", "graph().__exit__") == [
+        entered, *["call"] * device.WARM_UPS, left, "graph().__enter__", "call", "graph().__exit__",
+    ]  # fmt: skip
+    assert results["run"] == device.WARM_UPS
+    replay()
+    assert _order(torch_cuda, "CUDAGraph().replay") == ["CUDAGraph().replay"]
+    torch_cuda.graph.assert_called_once_with(torch_cuda.CUDAGraph())
+
+
+def test_what_is_late_and_the_call_are_on_one_stream(torch_cuda: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "DELAY_WIDTH", 4)
+    monkeypatch.setattr(device.Cuda, "name", "cpu")
+    device.Cuda().on_a_late_stream(torch_cuda.late, torch_cuda.call)
+    assert _order(torch_cuda, "late", "call", "stream().__enter__", "stream().__exit__", "synchronize") == [
+        "synchronize", "stream().__enter__", "late", "call", "stream().__exit__", "synchronize",
+    ]  # fmt: skip
+
+
+def test_waiting_is_refused_until_the_end(torch_cuda: MagicMock) -> None:
+    torch_cuda.get_sync_debug_mode.return_value = 0
+    with pytest.raises(KeyError), device.Cuda().refusing_to_wait():
+        raise KeyError
+    assert torch_cuda.set_sync_debug_mode.mock_calls == [call("error"), call(0)]
+
+
+def test_the_facts_of_a_device_are_plain_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = SimpleNamespace(multi_processor_count=132, total_memory=80 << 30)
+    for name, value in (
+        ("current_device", 0), ("device_count", 2), ("get_device_capability", (9, 0)), ("get_device_name", "H100"),
+        ("get_device_properties", about),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *which, value=value: value)
+    monkeypatch.setattr(device, "nvidia_smi", lambda: None)
+    found = json.loads(json.dumps(device.Cuda().facts()))
+    assert (found["name"], found["processors"], found["capability"]) == ("H100", 132, [9, 0])
+    assert device.Cuda().second() == "cuda:1"
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
