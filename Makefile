@@ -10,7 +10,8 @@
 #   make compatibility  run the tests of users' habits and write docs/compatibility.md from what passed
 #   make bench     the full benchmark of this machine's CPU
 #   make gpu       on a GPU, offline, with the ambient Python (PYTHON=...) and its torch and triton: verify, runtime checks,
-#                  benchmarks, a report in RESULTS=...; make gpu-verify, gpu-runtime, gpu-bench one of them, under 10 minutes each
+#                  benchmarks, a report in RESULTS=...; make gpu-verify, gpu-runtime, gpu-forward, gpu-training: one
+#                  stage, under 10 minutes each
 #   make model     what the Triton kernels should take on GPUs, by a model: writes docs/gpu-model.md
 #   make sanitize  the C++ tests under the address, undefined behaviour and thread sanitizers
 #   make wheel     sdist and wheel in dist/
@@ -33,7 +34,7 @@ CXX_BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CMAKE) -S . -G Ninja
 SAY = @printf '\033[1m==> %s\033[0m\n'
 
 .PHONY: demo test interpret simulate mutate matrix model lint compatibility bench sanitize wheel clean setup site \
-  gpu gpu-verify gpu-runtime gpu-bench gpu-ready
+  gpu gpu-verify gpu-runtime gpu-forward gpu-training gpu-ready
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -129,7 +130,7 @@ RESULTS ?= benchmarks/results
 gpu: gpu-ready
 	cd build/site && $(PYTHON) -m rmc_kernels.benchmarks.gpu --out "$(abspath $(RESULTS))"
 
-gpu-verify gpu-runtime gpu-bench: gpu-%: gpu-ready
+gpu-verify gpu-runtime gpu-forward gpu-training: gpu-%: gpu-ready
 	cd build/site && $(PYTHON) -m rmc_kernels.benchmarks.gpu $* --out "$(abspath $(RESULTS))"
 
 gpu-ready:

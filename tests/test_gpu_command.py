@@ -13,8 +13,9 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import MagicMock, call, patch
 
 import pytest
 import torch
@@ -32,7 +33,6 @@ from rmc_kernels.spec import VARIANTS
 from rmc_kernels.verify import baseline
 from rmc_kernels.verify.cases import DTYPES
 from tests.bench_cases import SMALL, SMALL_TRAINING
-from tests.cases import SPECS
 from tests.simulated_device import NO_TIME, Simulated
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +56,7 @@ def _report(out: Path) -> tuple[dict[str, Any], str]:
 def test_every_stage_in_the_simulator(tmp_path: Path) -> None:
     from tests.simulated import simulated
 
-    plan = tiny(SPECS["textbook"], "float16", ["eager", "graph", "lstm"])
+    plan = tiny(["eager", "graph", "lstm"])
     fewest = dict.fromkeys(baseline.FEWEST_DRAWS, 4)
     with simulated("sm_80") as reports, patch.object(baseline, "FEWEST_DRAWS", fewest):
         assert main(["--out", str(tmp_path), "--seconds", "1e6"], Simulated("sm_80"), plan) == 0
@@ -67,11 +67,12 @@ def test_every_stage_in_the_simulator(tmp_path: Path) -> None:
     assert [each["status"] for each in data["stages"]["verify"]["findings"]] == ["right"]
     looks = {each["name"].partition(": ")[0]: each["status"] for each in data["stages"]["runtime"]["findings"]}
     assert looks == dict.fromkeys(LOOKS, "right") | {"on another device than the current one": "not served"}
-    (case,) = data["stages"]["bench"]["cases"]
-    assert {figure["contestant"]: figure["status"] for figure in case["figures"]} == {
-        "eager": "timed", "graph": "unavailable", "lstm": "timed", "rmc triton": "timed",
-    }  # fmt: skip
-    assert {second for figure in case["figures"] for second in figure["seconds"]} == {NO_TIME}
+    for stage in ("forward", "training"):
+        (case,) = data["stages"][stage]["cases"]
+        assert {figure["contestant"]: figure["status"] for figure in case["figures"]} == {
+            "eager": "timed", "graph": "unavailable", "lstm": "timed", "rmc triton": "timed",
+        }  # fmt: skip
+        assert {second for figure in case["figures"] for second in figure["seconds"]} == {NO_TIME}
     assert "This is no report of a GPU" in text
     assert all(line in text for line in Simulated.stood_in)
 
@@ -88,8 +89,8 @@ class Plain(Simulated):
         super().__init__("nothing")
 
 
-def _plan(**changed: Any) -> Plan:
-    return replace(tiny(SPECS["sonnet"], "float32", ["eager"]), **changed)
+def _plan() -> Plan:
+    return tiny(["eager"])
 
 
 def _looks(place: device.Device) -> dict[str, str]:
@@ -172,7 +173,7 @@ def test_what_a_run_time_gets_wrong_is_told(place: Plain, look: int, status: str
     assert _looks(place) == dict.fromkeys(LOOKS, "right") | {LOOKS[look]: status}
 
 
-def test_wrong_numbers_are_told_by_verify_and_bench_and_the_report(
+def test_wrong_numbers_are_told_by_verify_and_benchmarks_and_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stage that fails keeps none of the others from running; one that is run again takes its own place."""
@@ -180,16 +181,16 @@ def test_wrong_numbers_are_told_by_verify_and_bench_and_the_report(
     assert main(["--out", str(tmp_path), "--seconds", "1e6"], Plain(), _plan()) == 1
     data, text = _report(tmp_path)
     assert {name: stage["ok"] for name, stage in data["stages"].items()} == {
-        "verify": False, "runtime": True, "bench": False,
+        "verify": False, "runtime": True, "forward": False, "training": False,
     }  # fmt: skip
-    assert text.count("**FAILED**") == 2
+    assert text.count("**FAILED**") == 3
     assert "rmc verify --backend cpu" in text
     assert "rmc cpu: parity failed" in text
     monkeypatch.undo()
     assert main(["verify", "--out", str(tmp_path), "--seconds", "1e6"], Plain(), _plan()) == 0
     again, _ = _report(tmp_path)
     assert again["stages"]["verify"]["ok"]
-    assert again["stages"]["bench"] == data["stages"]["bench"]
+    assert again["stages"]["forward"] == data["stages"]["forward"]
 
 
 def test_a_stage_that_breaks_or_has_no_time_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +208,69 @@ def test_a_stage_that_breaks_or_has_no_time_fails(tmp_path: Path, monkeypatch: p
 def test_nothing_is_no_pass() -> None:
     assert not stages.Result([], 0.0).ok
     assert not stages.Result([stages.Finding("a", "not served")], 0.0).ok
+
+
+# -- what talks to CUDA, with torch.cuda stood in for -----------------------------------------------------------------
+
+
+@pytest.fixture
+def torch_cuda(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """Records what is asked of torch.cuda."""
+    asked = MagicMock()
+    for name in (
+        "CUDAGraph", "Stream", "current_stream", "get_sync_debug_mode", "graph", "set_sync_debug_mode", "stream",
+        "synchronize",
+    ):  # fmt: skip
+        assert hasattr(torch.cuda, name)
+        monkeypatch.setattr(torch.cuda, name, getattr(asked, name))
+    return asked
+
+
+def _order(asked: MagicMock, *names: str) -> list[str]:
+    """The calls of these names, in order."""
+    return [each[0] for each in asked.mock_calls if each[0] in names]
+
+
+def test_a_call_is_captured_after_warm_ups_on_another_stream(torch_cuda: MagicMock) -> None:
+    torch_cuda.call.side_effect = [{"run": torch.tensor(float(number))} for number in range(10)]
+    results, replay = device.Cuda().capture(torch_cuda.call)
+    entered, left = "stream().__enter__", "stream().__exit__"
+    assert _order(torch_cuda, "call", entered, left, "graph().__enter__", "graph().__exit__") == [
+        entered, *["call"] * device.WARM_UPS, left, "graph().__enter__", "call", "graph().__exit__",
+    ]  # fmt: skip
+    assert results["run"] == device.WARM_UPS
+    replay()
+    assert _order(torch_cuda, "CUDAGraph().replay") == ["CUDAGraph().replay"]
+    torch_cuda.graph.assert_called_once_with(torch_cuda.CUDAGraph())
+
+
+def test_what_is_late_and_the_call_are_on_one_stream(torch_cuda: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "DELAY_WIDTH", 4)
+    monkeypatch.setattr(device.Cuda, "name", "cpu")
+    device.Cuda().on_a_late_stream(torch_cuda.late, torch_cuda.call)
+    assert _order(torch_cuda, "late", "call", "stream().__enter__", "stream().__exit__", "synchronize") == [
+        "synchronize", "stream().__enter__", "late", "call", "stream().__exit__", "synchronize",
+    ]  # fmt: skip
+
+
+def test_waiting_is_refused_until_the_end(torch_cuda: MagicMock) -> None:
+    torch_cuda.get_sync_debug_mode.return_value = 0
+    with pytest.raises(KeyError), device.Cuda().refusing_to_wait():
+        raise KeyError
+    assert torch_cuda.set_sync_debug_mode.mock_calls == [call("error"), call(0)]
+
+
+def test_the_facts_of_a_device_are_plain_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = SimpleNamespace(multi_processor_count=132, total_memory=80 << 30)
+    for name, value in (
+        ("current_device", 0), ("device_count", 2), ("get_device_capability", (9, 0)), ("get_device_name", "H100"),
+        ("get_device_properties", about),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *which, value=value: value)
+    monkeypatch.setattr(device, "nvidia_smi", lambda: None)
+    found = json.loads(json.dumps(device.Cuda().facts()))
+    assert (found["name"], found["processors"], found["capability"]) == ("H100", 132, [9, 0])
+    assert device.Cuda().second() == "cuda:1"
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
@@ -254,12 +318,13 @@ class Apart(Plain):
 def test_stages_run_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that goes there and comes back can be pickled; a wrong result comes back as one."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    plan = _plan(timed=[replace(_plan().timed[0], against=("eager", "graph"))])
-    assert main(["--out", str(tmp_path), "--seconds", "1e6"], Apart(), plan) == 0
+    plan = replace(_plan(), timed=[replace(group, against=("eager", "graph")) for group in _plan().timed[1:]])
+    stages = ["verify", "runtime", "training"]
+    assert main([*stages, "--out", str(tmp_path), "--seconds", "1e6"], Apart(), plan) == 0
     data, _ = _report(tmp_path)
     statuses = {name: {each["status"] for each in stage["findings"]} for name, stage in data["stages"].items()}
-    assert statuses == {"verify": {"right"}, "runtime": {"right", "not served"}, "bench": {"right"}}
-    assert [figure["status"] for figure in data["stages"]["bench"]["cases"][0]["figures"]] == [
+    assert statuses == {"verify": {"right"}, "runtime": {"right", "not served"}, "training": {"right"}}
+    assert [figure["status"] for figure in data["stages"]["training"]["cases"][0]["figures"]] == [
         "timed", "unavailable", "timed",
     ]  # fmt: skip
 
@@ -332,7 +397,7 @@ def test_make_says_that_there_is_no_gpu() -> None:
 def test_an_unknown_stage_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["fly"], Plain(), _plan())
-    assert "STAGE takes some of verify, runtime, bench; got fly" in capsys.readouterr().err
+    assert "STAGE takes some of verify, runtime, forward, training; got fly" in capsys.readouterr().err
 
 
 def test_no_library_of_a_terminal_is_needed() -> None:

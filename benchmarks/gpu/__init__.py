@@ -2,7 +2,8 @@
 
     verify    parity of every variant, option and dtype
     runtime   the same bits every time, CUDA graphs, streams, devices, nothing that waits
-    bench     time and memory beside eager PyTorch, torch.compile, eager in CUDA graphs and cuDNN's LSTM
+    forward   time and memory beside eager PyTorch, torch.compile, eager in CUDA graphs and cuDNN's LSTM
+    training  likewise with the backward pass
 
     device (what of CUDA's run time the stages use) -> apart (processes) -> stages -> plan (how much) -> report
 

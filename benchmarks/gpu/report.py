@@ -20,7 +20,8 @@ SCHEMA = 1
 HEADINGS = {
     "verify": "Parity with float64, by the criterion of docs/verification.md",
     "runtime": "Same bits, CUDA graphs, streams, devices",
-    "bench": "Time and memory",
+    "forward": "Time and memory of the forward pass",
+    "training": "Time and memory of forward and backward pass",
 }
 #: Findings of one kind that are written out.
 SHOWN = 20

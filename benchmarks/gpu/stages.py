@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from rmc_kernels import verify
-from rmc_kernels.benchmarks.cases import Group
+from rmc_kernels.benchmarks.cases import Group, Mode
 from rmc_kernels.benchmarks.contestants import line_up
 from rmc_kernels.benchmarks.gpu import apart, runtime
 from rmc_kernels.benchmarks.gpu.device import Device
@@ -24,8 +24,8 @@ Value = TypeVar("Value")
 Status = Literal["right", "wrong", "error", "left out", "not served"]
 #: Most processes side by side: what they wait for is Triton's compiler.
 MOST_WORKERS = 16
-#: Share of the time of `bench` in which kernels are compiled for all cases, side by side, before any is timed.
-COMPILING = 0.5
+#: Share of the time of a benchmark in which kernels are compiled for all cases, side by side, before any is timed.
+COMPILING = 0.45
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,13 @@ def while_running(device: Device, plan: Plan, seconds: float, tell: Tell) -> Res
     return _collect(function, plan.subjects, verify.Case.as_json, found, device, seconds, tell)
 
 
-def benchmark(device: Device, plan: Plan, seconds: float, tell: Tell) -> Result:
-    """Time and memory, of contestants that are right; first everything is compiled, side by side."""
+def benchmark(mode: Mode, device: Device, plan: Plan, seconds: float, tell: Tell) -> Result:
+    """Time and memory in a mode, of contestants that are right; first everything is compiled, side by side."""
     start = time.monotonic()
+    groups = [group for group in plan.timed if group.cases[0].mode == mode]
     if not device.alone:
         for done in apart.run_all(
-            partial(compile_all, device), plan.timed, workers=_workers(), deadline=start + COMPILING * seconds
+            partial(compile_all, device), groups, workers=_workers(), deadline=start + COMPILING * seconds
         ):
             tell(f"compiled: {_case_name(done.job)} {done.error}")
     cases: list[CaseResult] = []
@@ -131,7 +132,7 @@ def benchmark(device: Device, plan: Plan, seconds: float, tell: Tell) -> Result:
         return [Finding(_case_name(group), "right" if result.ok and ours else "wrong", "; ".join(bad))]
 
     left = start + seconds - time.monotonic()
-    result = _collect(partial(time_case, device), plan.timed, _case_name, found, device, left, tell, workers=1)
+    result = _collect(partial(time_case, device), groups, _case_name, found, device, left, tell, workers=1)
     return Result(result.findings, time.monotonic() - start, cases)
 
 
@@ -188,5 +189,6 @@ def _workers() -> int:
 STAGES: dict[str, Callable[[Device, Plan, float, Tell], Result]] = {
     "verify": verification,
     "runtime": while_running,
-    "bench": benchmark,
+    "forward": partial(benchmark, "forward"),
+    "training": partial(benchmark, "forward+backward"),
 }
