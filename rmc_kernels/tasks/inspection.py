@@ -89,7 +89,7 @@ def inspect(
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     captions = [_wrapped(caption) for caption in task.captions(batch, 0)]
-    title = _wrapped(f"{task.title}, after {kept['update']:,} updates: it answers {given}, right is {right}", 80)
+    title = f"{task.title}, after {kept['update']:,} updates\nit answers {given}, right is {right}"
     typer.echo(f"wrote {draw(weights[-last:], captions[-last:], title, out)}")
 
 

@@ -116,7 +116,7 @@ class NthFarthest:
         """The labels in their order; the last tells the question."""
         inputs = batch.inputs[row, :, self.dims :]
         labels, n, m = (hot.argmax(-1).tolist() for hot in inputs.split(self.objects, dim=-1))
-        return [*map(str, labels[:-1]), f"{labels[-1]}; {n[0] + 1}-th farthest from {m[0]}?"]
+        return [*map(str, labels[:-1]), f"{labels[-1]}; no. {n[0] + 1} farthest from {m[0]}?"]
 
     @property
     def stages(self) -> list[tuple[int, int]]:
