@@ -12,11 +12,12 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -33,9 +34,14 @@ from tests.ptxsim import Report, Schedule
 from tests.simulated import simulated
 
 RESULTS = Path(__file__).with_suffix(".json")
+#: What of it has a table between these markers.
+PAGE = Path(__file__).parents[1] / "docs" / "triton-backend.md"
+_BEGIN, _END = "<!-- simulated -->\n", "<!-- /simulated -->"
 TRITON = backends.BACKENDS["triton"]
 SERVED = [name for name, spec in SPECS.items() if spec.variant != "l0sg"]
 KINDS = [(dtype, target) for target in ("sm_80", "sm_90") for dtype in ("float32", "bfloat16", "float16")]
+#: Device functions that only the backward pass has.
+_BACKWARD_FILES = ("back_attention", "back_phases", "backward", "forward_kept", "recompute")
 _SCHEDULES: tuple[Schedule, ...] = ("lockstep", "warp")
 
 
@@ -134,14 +140,15 @@ def cells() -> Iterator[Cell]:
 @cache
 def sources(run: Callable[[str, str, str], Work]) -> str:
     """A digest of what the kernels of a pass are compiled from."""
-    texts = [path.read_bytes() for path in sorted(Path(device.__file__).parent.glob("*.py"))]
+    files = sorted(Path(device.__file__).parent.glob("*.py"))
+    texts = [path.read_bytes() for path in files if run is backward or path.stem not in _BACKWARD_FILES]
     tables = [tiles.TABLE, tiles.PROJECTION, *([tiles.BACKWARD] if run is backward else [])]
     digest = sha256(b"".join([*texts, repr(tables).encode()])).hexdigest()
     return f"triton {triton.__version__}, {digest[:16]}"
 
 
 def main() -> int:
-    """Run what is not known yet; 1 where something known is not right."""
+    """Run what is not known yet, and write the page; 1 where something known is not right."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1e9, help="when to stop")
     parser.add_argument("--only", default="", help='cells whose name begins so, such as "forward sonnet"')
@@ -158,9 +165,34 @@ def main() -> int:
         print(cell, found[str(cell)], flush=True)
         lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in sorted(found.items()))
         RESULTS.write_text(f"{{\n{lines}\n}}\n")
+    PAGE.write_text(within(PAGE.read_text(), found))
     outcomes = Counter(value["outcome"].split(":")[0] for value in found.values())
     print(f"{len(found)} of {len(names)} cells run: {dict(outcomes)}")
     return 0 if set(outcomes) == {"right"} else 1
+
+
+def within(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page with its table made of what was found."""
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    assert begin
+    assert end
+    return f"{before}{begin}{_table(found)}{end}{after}"
+
+
+def _table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many cells of each kind are right; what is not, by name; how much was run."""
+    right = {name for name, value in found.items() if value["outcome"] == "right"}
+    lines = ["| right | " + " | ".join(f"{dtype}, {target}" for dtype, target in KINDS) + " |", f"|---{'|---' * 6}|"]
+    for run in (forward, backward):
+        names = [[str(Cell(run, name, *kind)) for name in SERVED] for kind in KINDS]
+        counts = [f"{len(right.intersection(each))} of {len(each)}" for each in names]
+        lines.append(f"| {run.__name__} | {' | '.join(counts)} |")
+    launches, instructions = (sum(found[name][key] for name in right) for key in ("launches", "instructions"))
+    wrong = [f"{name}: {value['outcome']}" for name, value in found.items() if name not in right]
+    lines += ["", f"{len(found)} of {len(list(cells()))} cells run, {launches} launches, {instructions:,} instructions"
+              f" of warps; not right: {'; '.join(wrong) or 'none'}."]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def outcome(cell: Cell) -> dict[str, object]:

@@ -5,6 +5,7 @@ A sample; `make simulate` runs all.
 
 from __future__ import annotations
 
+import json
 import os
 from importlib.util import find_spec
 
@@ -40,6 +41,11 @@ def test_cells_begin_with_every_kind() -> None:
     first = found[: 2 * 14]
     assert {(cell.run, cell.name) for cell in first} == {(cell.run, cell.name) for cell in found}
     assert {(cell.dtype, cell.target) for cell in first} == set(simulate.KINDS)
+
+
+def test_the_page_has_what_was_run() -> None:
+    text = simulate.PAGE.read_text()
+    assert simulate.within(text, json.loads(simulate.RESULTS.read_text())) == text, "run `make simulate`"
 
 
 @pytest.mark.slow

@@ -1,9 +1,12 @@
 """Mutation: what the tests would not notice. `make mutate`; docs/mutation.md has the results.
 
-    python -m tests.mutation reference            # PyTorch definition against vectors and the C++ kernels
-    python -m tests.mutation triton --every 4     # device functions in the strict interpreter; every fourth mutant
-    python -m tests.mutation barriers             # each bar.sync of compiled kernels left out under the simulator
+    python -m tests.mutation reference --every 4    # every fourth mutant of a part; `--help` has the parts
 
-Prints a line for each survivor and the kill rate; `--json FILE` writes all. A mutant is run in a forked process on a
-copy of the package, so that none sees another.
+    python_mutants, cpp_mutants    source -> mutants, by rules
+    judges                         what a mutant has to survive
+    cpp_build                      the extension with one file changed
+    jobs, barriers                 the mutants of a part, and how each is judged
+    results, page                  what is kept, and docs/mutation.md
+
+Prints a line for each mutant. What was found stays in build/mutation, so that a run goes on where it was stopped.
 """

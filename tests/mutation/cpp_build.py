@@ -7,10 +7,10 @@ A mutant compiles one translation unit (0.9 s) and links it with what does not c
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pybind11
@@ -58,9 +58,9 @@ class Build:
 
     def __init__(self, folder: Path, dtype: str) -> None:
         self._folder, self._dtype = folder, dtype
-        self._overlay = folder / f"overlay-{dtype}"
-        shutil.rmtree(self._overlay, ignore_errors=True)  # a run that was killed leaves its mutant
-        self._overlay.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._removed_at_the_end = TemporaryDirectory(dir=folder)  # two runs may share the rest
+        self._overlay = Path(self._removed_at_the_end.name)
         wide = dtype == "float64"
         kernels = _KERNELS.format(
             type="double" if wide else "float", suffix="_double" * wide, other="_double" * (not wide)

@@ -28,12 +28,10 @@ _MOST = 3000
 #: Files by the judge of their mutants.
 PYTHON_FILES = {
     "reference": ["rmc_kernels/reference.py"],
-    "triton": [
-        f"{_DEVICE}/{name}.py" for name in ("phases", "attention", "step", "forward", "operands", "project", "tile")
-    ],
+    "triton": [f"{_DEVICE}/{name}.py" for name in ("phases", "attention", "forward", "operands", "project", "tile")],
     "triton_backward": [
         f"{_DEVICE}/{name}.py"
-        for name in ("back_phases", "back_attention", "backward", "recompute", "forward_kept")
+        for name in ("back_phases", "back_attention", "backward", "step", "recompute", "forward_kept")
     ],
 }  # fmt: skip
 #: Those that the generic build instantiates; the other instruction sets have no mutants.

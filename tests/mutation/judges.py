@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import CellSpec, backends
+from rmc_kernels.backends import cpu
 from rmc_kernels.backends.reference import unroll
 from tests import golden
 from tests.cases import SPECS, VARIANTS, Case, draw
@@ -21,7 +22,8 @@ from tests.mutation.mutant import SURVIVED
 
 #: Largest error of float32 in units of the largest value; honest float32 is within a hundredth of it.
 TOLERANCE = 1e-5
-#: Of float64.
+#: Of bfloat16, and of float64.
+_TOLERANCE_HALF = 0.1
 _TOLERANCE_64 = 1e-11
 _OPTIONS = ("lengths", "resets")
 
@@ -68,7 +70,7 @@ def reference() -> None:
             _compare(weights.sum(-1), running, TOLERANCE, "weights")
         half = draw(spec, _OPTIONS, dtype=torch.bfloat16)
         exact = unroll(spec, half.to(torch.float64).call())[0]
-        _compare(unroll(spec, half.call())[0], exact, 0.1, f"bfloat16, {name}")
+        _compare(unroll(spec, half.call())[0], exact, _TOLERANCE_HALF, f"bfloat16, {name}")
         empty, weights = unroll(spec, draw(spec, batch=2, steps=0).call())
         if (*empty.shape, *weights.shape) != (2, 0, *exact.shape[2:], 2, 0, *shape):
             raise Killed(f"no steps, {name}")
@@ -123,8 +125,9 @@ def _interpreted(name: str, case: Case, gradients: bool, kept: bool = False) -> 
     if report.hazards:
         raise Killed(f"{next(iter(report.hazards)).kind}, {name}")
     exact = expected(case.to(torch.float64))
+    tolerance = TOLERANCE if case.x.dtype is torch.float32 else _TOLERANCE_HALF
     for key, value in found.items():
-        _compare(value, exact[key], TOLERANCE, f"{key}, {name}")
+        _compare(value, exact[key], tolerance, f"{key}, {name}")
 
 
 def triton_cases() -> dict[str, Case]:
@@ -168,10 +171,25 @@ def cpp(backend: backends.Backend, vectors: Sequence[Vector]) -> None:
         for key, value in outcome(backend, case, kept).items():
             tolerance = _TOLERANCE_64 if value.dtype is torch.float64 else TOLERANCE
             _compare(value, exact[key], tolerance, f"{key}, {name}")
+    if vectors[0][1].x.dtype is torch.float32:
+        _cpp_functions()
     name, case, exact = vectors[0]
     for wanted in ("x", "memory", "blocks.0.qkv.weight"):
         found = outcome(backend, case, False, {wanted})[wanted]
         _compare(found, exact[wanted], TOLERANCE, f"{wanted} alone, {name}")
+
+
+def _cpp_functions() -> None:
+    """exp, sigmoid and tanh of float32, at the edges too."""
+    module = vars(cpu)["_C"]
+    x = torch.cat([torch.linspace(-86, 86, 4001), torch.tensor([200.0, -200.0, torch.inf, -torch.inf, torch.nan])])
+    for number, function in enumerate((torch.exp, torch.sigmoid, torch.tanh)):
+        y = torch.empty_like(x)
+        module.vector_math("generic", number, x.data_ptr(), y.data_ptr(), x.numel())
+        exact = function(x)
+        same = torch.isclose(y, exact, rtol=4e-7, atol=1e-37, equal_nan=True)
+        if not same.all():
+            raise Killed(f"{function.__name__} of {x[~same][0]:g}")
 
 
 def _cpp_calls(vectors: Sequence[Vector]) -> Iterator[tuple[int, bool, Vector]]:
