@@ -3,8 +3,8 @@
     python -m tests.compile_matrix [--target sm_90 ...] [--kernel forward ...] [--sample] [--page]
 
 Compiles what `compile_matrix.json` does not have of these sources and this triton, adds it there, and writes
-docs/compile-matrix.md from all of it. Exit code 1 where a tile does not compile, does not fit the target's shared
-memory, or spills registers in an inner loop.
+docs/compile-matrix.md from all of it; `--sample` takes only what CI compiles anew, `--page` nothing. Exit code 1 where
+a tile does not compile, does not fit the target's shared memory, or spills registers in an inner loop.
 """
 
 from __future__ import annotations
@@ -290,6 +290,7 @@ def run(todo: list[Job]) -> bool:
 
 def main() -> int:
     """Compile, print what is found, write the page; the exit code."""
+    from tests import traffic
     from tests.compile_page import PAGE, page
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -304,7 +305,7 @@ def main() -> int:
         if job.target in (chosen.target or TARGETS) and job.kernel in (chosen.kernel or KERNELS)
     ]
     fine = chosen.page or run(todo)
-    PAGE.write_text(page(load()))
+    PAGE.write_text(page(load(), traffic.load()))
     return 0 if fine else 1
 
 
