@@ -66,8 +66,9 @@ mutate: setup
 matrix: setup
 	$(SAY) "the compile matrix"
 	test -d build/triton-3.9.0 || $(PIP) install --no-deps --target build/triton-3.9.0 triton==3.9.0
-	$(PY) -m tests.compile_matrix
-	PYTHONPATH=build/triton-3.9.0 $(PY) -m tests.compile_matrix
+	TRITON_INTERPRET=1 $(PY) -m tests.traffic
+	$(PY) -m tests.matrix
+	PYTHONPATH=build/triton-3.9.0 $(PY) -m tests.matrix
 
 model: setup
 	$(SAY) "docs/gpu-model.md"

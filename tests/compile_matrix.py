@@ -1,15 +1,7 @@
-"""`make matrix`: every Triton kernel compiled with every tile of the table for every target, without a GPU.
-
-    python -m tests.compile_matrix [--target sm_90 ...] [--kernel forward ...] [--sample] [--page]
-
-Compiles what `compile_matrix.json` does not have of these sources and this triton, adds it there, and writes
-docs/compile-matrix.md from all of it. Exit code 1 where a tile does not compile, does not fit the target's shared
-memory, or spills registers in an inner loop.
-"""
+"""Every Triton kernel compiled with every tile of its table for every target, without a GPU; kept in a JSON file."""
 
 from __future__ import annotations
 
-import argparse
 import ast
 import inspect
 import json
@@ -286,27 +278,3 @@ def run(todo: list[Job]) -> bool:
             print(f"{job}: {usage}", flush=True)
         print(f"{left} left, {time.monotonic() - start:.0f} s", flush=True)
     return fine
-
-
-def main() -> int:
-    """Compile, print what is found, write the page; the exit code."""
-    from tests.compile_page import PAGE, page
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", action="append", choices=TARGETS, help="only this; may be repeated")
-    parser.add_argument("--kernel", action="append", choices=tuple(KERNELS), help="only this; may be repeated")
-    parser.add_argument("--sample", action="store_true", help="only what CI compiles anew")
-    parser.add_argument("--page", action="store_true", help="compile nothing")
-    chosen = parser.parse_args()
-    todo = [
-        job
-        for job in (sample if chosen.sample else jobs)(triton.__version__)
-        if job.target in (chosen.target or TARGETS) and job.kernel in (chosen.kernel or KERNELS)
-    ]
-    fine = chosen.page or run(todo)
-    PAGE.write_text(page(load()))
-    return 0 if fine else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -9,6 +9,7 @@ from rmc_kernels.backends.triton import tiles
 from rmc_kernels.backends.triton.tiles import Entry
 from tests.compile_matrix import KERNELS, TABLES, WIDEST, Results, job_of, jobs, kinds
 from tests.offline import TARGETS
+from tests.traffic import SLOTS, Line
 
 PAGE = Path(__file__).parents[1] / "docs" / "compile-matrix.md"
 
@@ -28,10 +29,19 @@ the entry's widest D (where it has no bound 512, in float32 128), with lengths a
 ## What is compiled
 
 """
+_TRAFFIC = """
+## Traffic
+
+KiB that one program loads and stores in one step, counted by the strict interpreter (`python -m tests.traffic`): every
+element that a load or store of the source names, masked ones left out, with lengths and resets. That is what the
+kernel asks for; how much of it caches serve, and what the compiler keeps in registers, is not known without a GPU.
+Weights are loaded once a program and step. The last column is the sum for one batch element of 8 slots.
+
+"""
 _COLUMNS = ("kernel", "target", "triton", "registers", "spilled", "of them inner", "shared", "products", "barriers")
 
 
-def page(results: Results) -> str:
+def page(results: Results, lines: list[Line]) -> str:
     """The page, for the tiles that the table has."""
     versions = sorted({job.triton for job in results})
     parts = [_INTRODUCTION, *_overview(results, versions), "\n", *_spilling(results)]
@@ -47,7 +57,20 @@ def page(results: Results) -> str:
             if job in small:
                 usage = map(str, results[job].usage)
                 parts.append(_row(job.cell, job.kernel, f"{job.target}, {job.kind}", job.triton, *usage))
+    parts += _traffic(lines)
     return "".join(parts)
+
+
+def _traffic(lines: list[Line]) -> Iterable[str]:
+    """What programs move."""
+    yield _TRAFFIC
+    yield from _head("kernel", "dtype", "D", "rows", "weights", "other loads", "stores", "of a batch element")
+    for line in lines:
+        each = (line.weights + line.loads + line.stores) * SLOTS // line.rows
+        cell = ("float32" if line.wide else "half", str(line.width), str(line.rows))
+        yield _row(
+            line.kernel, *cell, *(f"{size / 1024:.1f}" for size in (line.weights, line.loads, line.stores, each))
+        )
 
 
 def _overview(results: Results, versions: list[str]) -> Iterable[str]:
@@ -83,7 +106,7 @@ def _entry(results: Results, versions: list[str], entry: Entry, kernels: tuple[s
         f"{tile.warps} warps ({tiles.AMD_WARPS} on gfx942), {tile.stages} stages. "
         f"{entry.reason[0].upper()}{entry.reason[1:]}.\n\n"
     )
-    yield from _head(*_COLUMNS)
+    rows = []
     for kernel in kernels:
         for target in TARGETS:
             for kind in kinds(entry, target):
@@ -92,7 +115,8 @@ def _entry(results: Results, versions: list[str], entry: Entry, kernels: tuple[s
                 if found:
                     name = f"{target}, TF32" if kind == "tf32" else target
                     figures = map(_together, zip(*found.values(), strict=True))
-                    yield _row(kernel, name, ", ".join(found), *figures)
+                    rows.append(_row(kernel, name, ", ".join(found), *figures))
+    yield from (*_head(*_COLUMNS), *rows) if rows else ("Not yet compiled.\n",)
 
 
 def _head(*columns: str) -> Iterable[str]:

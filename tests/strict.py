@@ -43,17 +43,27 @@ class Hazard(NamedTuple):
     line: str
 
 
+class Traffic(NamedTuple):
+    """Accesses of one argument of a kernel; `kind` is "load" or "store"."""
+
+    kernel: str
+    argument: str
+    kind: str
+
+
 @dataclass
 class Report:
     """What happened under `strict`.
 
     Attributes:
         hazards: how many elements each concerns.
+        traffic: bytes of each; an element counts as often as an operation names it.
         barriers: how often each line's barrier was reached; lines are "file:number".
         launches: kernel names, in order.
     """
 
     hazards: Counter[Hazard] = field(default_factory=Counter)
+    traffic: Counter[Traffic] = field(default_factory=Counter)
     barriers: Counter[str] = field(default_factory=Counter)
     launches: list[str] = field(default_factory=list)
 
@@ -103,6 +113,8 @@ class _Machine:
         self._program = 0
         self._epoch = 0
         self._inside = False
+        self._np_dtypes: dict[str, Any] = {}
+        self._block_types: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def replacements(self) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
         """(owner, name, replacement) of everything that is replaced."""
@@ -115,12 +127,31 @@ class _Machine:
         executor = interpreter.GridExecutor
         yield executor, "_init_args_hst", self._bound(self._launch, executor._init_args_hst)
         yield interpreter, "_patch_lang", self._bound(self._patch_language, interpreter._patch_lang)
+        yield interpreter, "_get_np_dtype", self._bound(self._np_dtype, interpreter._get_np_dtype)
+        yield tl.block_type, "__init__", self._block_type(tl.block_type.__init__)
         # Triton's own check of overflows is a dozen operators for each sum; ours is in `_binary_op`.
         yield interpreter.interpreter_builder, "options", interpreter.InterpreterOptions(sanitize_overflow=False)
 
     @staticmethod
     def _bound(method: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: method(original, *args, **kwargs)
+
+    # -- types, which the stock interpreter makes anew for each operator, a third of its time ------------------------
+
+    def _np_dtype(self, original: Callable[..., Any], kind: Any) -> Any:
+        if kind.name not in self._np_dtypes:
+            self._np_dtypes[kind.name] = original(kind)
+        return self._np_dtypes[kind.name]
+
+    def _block_type(self, original: Callable[..., None]) -> Callable[..., None]:
+        def initialise(made: Any, element_ty: Any, shape: Sequence[Any]) -> None:
+            key = (element_ty.name, *(getattr(size, "value", size) for size in shape))
+            if key not in self._block_types:
+                original(made, element_ty, shape)
+                self._block_types[key] = dict(vars(made))
+            vars(made).update(self._block_types[key])
+
+        return initialise
 
     # -- launches ----------------------------------------------------------------------------------------------------
 
@@ -189,6 +220,8 @@ class _Machine:
         region = next((r for r in self._regions if r.start <= low and high + r.size <= r.stop), None)
         if region is None:
             raise IndexError(f"{'store' if writes else 'load'} outside the tensors of the launch at {_line()}")
+        kind = "store" if writes else "load"
+        self.report.traffic[Traffic(self.report.launches[-1], region.argument, kind)] += addresses.size * region.size
         at = ((addresses - np.uint64(region.start)) // np.uint64(region.size)).astype(np.int64)
         me, now = self._program, self._epoch
         writer, reader = region.writer[at], region.reader[at]

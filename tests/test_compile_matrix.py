@@ -12,6 +12,7 @@ if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 from rmc_kernels.backends.triton import tiles
+from tests import traffic
 from tests.assembly import Usage, amd
 from tests.compile_matrix import RESULTS, load, save, worse
 from tests.compile_page import PAGE, page
@@ -33,7 +34,7 @@ def test_more_of_anything_but_products_is_worse() -> None:
 
 
 def test_the_page_is_that_of_the_results() -> None:
-    assert PAGE.read_text() == page(load()), "`make matrix` writes it"
+    assert PAGE.read_text() == page(load(), traffic.load()), "`make matrix` writes it"
 
 
 def test_results_are_kept_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

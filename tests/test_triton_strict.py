@@ -95,6 +95,13 @@ def _kinds(report: Report) -> set[str]:
     return {hazard.kind for hazard in report.hazards}
 
 
+def test_bytes_are_counted_by_argument_without_what_is_masked() -> None:
+    x, out = torch.zeros(16), torch.zeros(16)
+    with strict() as report:
+        masked[(2,)](x, out, 5)
+    assert report.traffic == {("masked", "x", "load"): 2 * 5 * 4, ("masked", "out", "store"): 2 * 16 * 4}
+
+
 @pytest.mark.parametrize("shift", [1, -1, 16])
 def test_an_access_outside_is_refused(shift: int) -> None:
     with (
