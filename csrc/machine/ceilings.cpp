@@ -36,10 +36,14 @@ double thread_cpu_seconds() {
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
+void check_time(double seconds) {
+  if (!(seconds > 0 && seconds <= 60)) throw std::invalid_argument("seconds: takes a number above 0, at most 60");
+}
+
 // The most work per second over the windows; `work()` returns how much one call did.
 template <class Work>
 double best_rate(double seconds, Work work) {
-  if (!(seconds > 0 && seconds <= 60)) throw std::invalid_argument("seconds: takes a number above 0, at most 60");
+  check_time(seconds);
   double best = 0;
   for (int window = 0; window < kWindows; window++) {
     const double start = thread_cpu_seconds();
@@ -64,7 +68,8 @@ double peak_fma(double seconds, Isa isa) {
   return 1e-9 * best_rate(seconds, [&] { return loops.fma(4000); });
 }
 
-double peak_amx([[maybe_unused]] double seconds) {
+double peak_amx(double seconds) {
+  check_time(seconds);
 #ifdef RMC_HAVE_AMX
   if (supported(Isa::kAmx)) {
     return 1e-9 * best_rate(seconds, [] { return tile_loop_amx(500); });
