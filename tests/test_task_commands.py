@@ -201,7 +201,7 @@ def test_inspect_tells_what_the_model_answers(name: str, runs: Path) -> None:
         given, right = answers(task, model, batch)
         target = int(batch.targets[0, -1])
         assert right == (task.vocabulary[target].replace("\n", "\\n") if task.vocabulary else str(target))
-        last = model.eval()(*batch).right[-1]  # type: ignore[index]
+        last = model.eval()(*batch).right[-1]
         assert (given == right) == bool(last)
 
 
