@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("part", choices=[*PARTS, "page"])
     parser.add_argument("--every", type=int, default=1, help="only every n-th mutant")
     parser.add_argument("--minutes", type=float, default=1e9, help="when to stop")
-    parser.add_argument("--survivors", action="store_true", help="judge those again that survived before")
+    parser.add_argument("--survivors", action="store_true", help="only those that survived before, again")
     parser.add_argument("--only", help="mutants whose name has this; nothing is kept")
     given = parser.parse_args()
     if given.part == "page":
@@ -52,14 +52,18 @@ def _jobs(part: str, folder: Path) -> list[Job]:
 def _run(part: str, made: list[Job], every: int, deadline: float, again: bool) -> int:
     found = results.Found(part)
     chosen = [job for number, job in enumerate(made) if not job.file or number % every == 0]
-    todo = [job for job in chosen if job.file and _is_open(found.outcome(job), again)]
+    wanted = SURVIVED if again else None
+    todo = [job for job in chosen if job.file and found.outcome(job) == wanted]
     random.Random(0).shuffle(todo)  # a run that is stopped leaves a fair sample
     todo = [*(job for job in chosen if not job.file), *todo]
     for number, job in enumerate(todo):
         if time.monotonic() > deadline:
             print(f"stopped; {len(todo) - number} are left", flush=True)
             break
-        outcome = job.run()
+        try:
+            outcome = job.run()
+        except KeyboardInterrupt:
+            break
         if not job.file:
             if outcome != SURVIVED:
                 print(f"{part}, unchanged: {outcome}")
@@ -72,10 +76,6 @@ def _run(part: str, made: list[Job], every: int, deadline: float, again: bool) -
     page.write()
     print(f"{part}: {sum(summary['made'].values())} mutants, {dict(results.totals(summary))}")
     return 0
-
-
-def _is_open(outcome: str | None, again: bool) -> bool:
-    return outcome is None or (again and outcome == SURVIVED)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Kernel:
         if self._alone[barrier] != SURVIVED:
             return self._alone[barrier]
         if barrier not in self._spare:
-            return f"doubled: {self._partner(barrier)} does its work; a race without both"
+            return f"doubled: a race without it and {self._partner(barrier)}"
         for other in (barrier - 1, barrier + 1):
             if self._nothing_between(barrier, other):
                 return f"spare: no access of memory between it and {self._named(other)}"
@@ -60,7 +60,7 @@ class Kernel:
         for other in sorted(self._spare, key=lambda spare: abs(spare - barrier)):
             if self._without({barrier, other}) != SURVIVED:
                 return f"bar.sync {other}"
-        return "several spare ones together"
+        return "several spare ones"
 
     def _named(self, barrier: int) -> str:
         return f"bar.sync {barrier}" if 0 <= barrier < len(self.barriers) else "the end of the kernel"

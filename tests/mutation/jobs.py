@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -103,17 +103,18 @@ def cpp(folder: Path) -> list[Job]:
     from tests.mutation.cpp_build import Build, DoesNotCompile
 
     torch.set_num_threads(1)
-    builds = {dtype: Build(folder, dtype) for dtype in ("float64", "float32")}
-    vectors = {dtype: judges.cpp_vectors(dtype) for dtype in builds}
+
+    @cache
+    def prepared(dtype: str) -> tuple[Build, list[judges.Vector]]:
+        return Build(folder, dtype), judges.cpp_vectors(dtype)
 
     def judge(file: str, source: str) -> str:
-        dtype = "float32" if "/simd/" in file else "float64"  # its functions are the C library's
-        build = builds[dtype]
+        build, vectors = prepared("float32" if "/simd/" in file else "float64")  # its functions are the C library's
         try:
             module = build.module(file, source)
         except DoesNotCompile as error:
             return f"does not compile: {error}"
-        outcome = _in_a_fork("cpp", lambda: judges.verdict(lambda: judges.cpp(build.backend(module), vectors[dtype])))
+        outcome = _in_a_fork("cpp", lambda: judges.verdict(lambda: judges.cpp(build.backend(module), vectors)))
         original = (ROOT / file).read_text()
         if outcome == SURVIVED and source != original and build.same_code(file, source):
             return "same code"
