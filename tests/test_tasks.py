@@ -326,7 +326,7 @@ def history(accuracy: float, core: str = "rmc") -> History:
     points = [Point(0, 0, 0.1, 1.1, 0.33), Point(10, 1280, 2.0, 0.5, accuracy)]
     return History(
         "task", {"chance": 1 / 3, "no distances": 2 / 3}, 1234, "reference", {"core": core},
-        {"seed": 0}, points, answers=MEASURED,
+        {"seed": 0, "learning_rate": 1e-3}, points, answers=MEASURED,
     )  # fmt: skip
 
 
