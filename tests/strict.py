@@ -30,6 +30,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 Addresses = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float32]
 LEAST_DIMENSION = 16
 _MAY_OVERFLOW = (np.add, np.subtract, np.multiply)
 _NARROW = (np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32)
@@ -253,7 +254,7 @@ class _Machine:
         left, right = _float32(a), _float32(b)
         if a.dtype.scalar == tl.float32 and "tf32" in str(precision).lower():
             left, right = round_to_tf32(left), round_to_tf32(right)
-        return interpreter.TensorHandle(np.matmul(left, right) + d.data, d.dtype.scalar)
+        return interpreter.TensorHandle(product(left, right, d.data), d.dtype.scalar)
 
     def _cast_impl(self, original: Callable[..., Any], builder: Any, value: Any, target: Any) -> Any:
         """Round float32 to the nearest bfloat16, ties to even; the stock interpreter cuts bits off."""
@@ -275,24 +276,41 @@ class _Machine:
         return original(builder, value, op)
 
 
-def round_to_tf32(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def product(left: Floats, right: Floats, start: Floats) -> Floats:
+    """`start` + `left` @ `right` as matrix instructions do it: 16 of k exactly, then one float32 sum.
+
+    numpy's own float32 product gives a row other bits at another place of the left side where OpenBLAS runs its kernels
+    for AMD's Zen, so that a sequence in chunks differed from the whole.
+    """
+    depth = left.shape[-1] // LEAST_DIMENSION
+    parts = np.matmul(
+        left.astype(np.float64).reshape(-1, depth, LEAST_DIMENSION).swapaxes(0, 1),
+        right.astype(np.float64).reshape(depth, LEAST_DIMENSION, -1),
+    )
+    total = start.astype(np.float32)
+    for part in parts.astype(np.float32):
+        total = total + part
+    return total
+
+
+def round_to_tf32(x: Floats) -> Floats:
     """To 10 bits of mantissa, to nearest, ties away from zero, as the hardware's conversion does."""
     bits = np.ascontiguousarray(x).view(np.uint32)
-    rounded: npt.NDArray[np.float32] = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    rounded: Floats = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
     return rounded
 
 
-def round_to_bfloat16(x: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+def round_to_bfloat16(x: Floats) -> npt.NDArray[np.uint16]:
     """Bit patterns of the nearest bfloat16, ties to even."""
     rounded: npt.NDArray[np.uint16]
     rounded = torch.from_numpy(np.ascontiguousarray(x)).bfloat16().view(torch.uint16).numpy()
     return rounded
 
 
-def _float32(handle: Any) -> npt.NDArray[np.float32]:
+def _float32(handle: Any) -> Floats:
     """The values of a tensor; the interpreter holds bfloat16 as bit patterns."""
     if handle.dtype.scalar == tl.bfloat16:
-        wide: npt.NDArray[np.float32] = (handle.data.astype(np.uint32) << 16).view(np.float32)
+        wide: Floats = (handle.data.astype(np.uint32) << 16).view(np.float32)
         return wide
     return np.asarray(handle.data, np.float32)
 
