@@ -119,7 +119,7 @@ def _explain(
 ) -> tuple[dict[str, Comparison], tuple[str, ...]] | None:
     """The comparisons with ReLU inputs flipped in float64, and the flips; None where flips are not the reason.
 
-    The draws are taken worst first, and each has to come within the bound by its flips, until the pooled criterion
+    The draws are taken worst first, and each has to come nearer to the bound by its flips, until the pooled criterion
     holds. An output past the bound is never explained: it is continuous in a ReLU's input.
     """
     if any(not found.ok for name, found in _compare(_pool(errors), eager).items() if not name.startswith("gradient")):
@@ -143,7 +143,7 @@ def _explain(
 
 
 def _flips(results: Mapping[str, Tensor], base: Baseline, eager: Mapping[str, Errors]) -> tuple[relu.Flip, ...] | None:
-    """The ReLU inputs of one draw that, on the other side of 0, bring it within the bound; None if there are none."""
+    """The ReLU inputs of one draw that, on the other side of 0, bring it nearest to the bound; None if none does."""
 
     def under(flips: tuple[relu.Flip, ...]) -> dict[str, Comparison]:
         return _compare(base.errors(results, flips), eager)

@@ -67,7 +67,9 @@ def candidates(exact: list[Tensor], eager: list[Tensor]) -> list[Flip]:
 def search(
     possible: list[Flip], badness: Callable[[tuple[Flip, ...]], float], done: Callable[[tuple[Flip, ...]], bool]
 ) -> tuple[Flip, ...] | None:
-    """The flips, of the possible ones and at most `MAX_FLIPS`, that make a draw right; None where there are none.
+    """The flips, of the possible ones and at most `MAX_FLIPS`, that bring a draw nearest to right; None where none does.
+
+    Whether that is enough is for the criterion to say, over all draws: by itself an honest draw may be past the bound.
 
     Args:
         possible: from `candidates`.
@@ -76,13 +78,11 @@ def search(
     """
     taken: tuple[Flip, ...] = ()
     best = badness(taken)
-    while not done(taken):
+    while not done(taken) and len(taken) < MAX_FLIPS:
         tries = [(*taken, flip) for flip in possible if flip not in taken]
-        if len(taken) == MAX_FLIPS or not tries:
-            return None
         scores = [badness(flips) for flips in tries]
-        if not min(scores) < best:
-            return None
+        if not tries or not min(scores) < best:
+            break
         best = min(scores)
         taken = tries[scores.index(best)]
-    return taken
+    return taken or None
