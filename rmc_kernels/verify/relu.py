@@ -67,7 +67,7 @@ def candidates(exact: list[Tensor], eager: list[Tensor]) -> list[Flip]:
 def search(
     possible: list[Flip], badness: Callable[[tuple[Flip, ...]], float], done: Callable[[tuple[Flip, ...]], bool]
 ) -> tuple[Flip, ...] | None:
-    """The flips, of the possible ones and at most `MAX_FLIPS`, that bring a draw nearest to right; None where none does.
+    """The possible flips, at most `MAX_FLIPS`, that bring a draw nearest to right; None where none brings it nearer.
 
     Whether that is enough is for the criterion to say, over all draws: by itself an honest draw may be past the bound.
 
