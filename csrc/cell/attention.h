@@ -48,18 +48,18 @@ void lane_products(const Plan& plan, const StridedRow<typename V::T>* a, int64_t
   }
 }
 
-// Rows from which on that pays: a forward pass with 4 heads of 16 columns took 0.77 of the time at 256 slots, 0.95 at
-// 64 and 32, and as much at 16.
+// Rows from which on many_head_products pays: a forward pass with 4 heads of 16 columns took 0.77 of the time at 256
+// slots, 0.95 at 64 and 32, and as much at 16.
 constexpr int64_t kManyRows = 32;
 
-// Columns of what is turned; a line more than needed, so that its rows are spread over the sets of the L1 cache.
+// Columns of a head that is turned; a line more than needed, which spreads its rows over the sets of the L1 cache.
 template <class V>
 int64_t turned_stride(const Plan& plan) {
   return (plan.Q + V::W - 1) / V::W * V::W + static_cast<int64_t>(64 / sizeof(typename V::T));
 }
 
-// The same for all lanes of heads with many rows: the columns of a head are turned into rows of lanes first, so that no
-// sum goes across lanes. `turned` is room for `width` rows.
+// As lane_products, for all lanes of heads with many rows: a head's columns are turned into rows of lanes first, so
+// that no sum goes across lanes. `turned` is room for `width` rows.
 template <class V>
 void many_head_products(const Plan& plan, const StridedRow<typename V::T>* a, int64_t a_column, int64_t a_stride,
                         const StridedRow<typename V::T>* b, int64_t b_column, int64_t b_stride, int64_t width,
