@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
@@ -58,10 +59,19 @@ def test_orders_of_warps_give_the_same_bits() -> None:
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """TF32 allowed; `monkeypatch` would delete torch's setting at the end."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = True
+    yield
+    matmul.allow_tf32 = before
+
+
 @pytest.mark.slow
-def test_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32(tf32: None) -> None:
     """Not the criterion, whose yardstick is exact float32: an error of the size of TF32's rounding."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     case = draw(SPECS["sonnet"], batch=9, dtype=torch.float32)
     with simulated("sm_80") as reports:
         memories = TRITON.forward(case.spec, case.call(), False)[0]
