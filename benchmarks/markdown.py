@@ -127,10 +127,10 @@ def losses(result: SuiteResult) -> str:
     """Against everybody who took part: in how many cases the cell is slower, and by how much."""
     rivals: dict[str, list[float]] = {}
     for case in result.cases:
-        ours = next((f for f in case.figures if f.contestant == OURS and f.threads == case.case.threads), None)
+        ours = _find(case, OURS, case.case.threads)
         for figure in case.figures:
             rival = not figure.contestant.startswith("rmc ") and figure.threads == case.case.threads
-            if rival and figure.seconds and ours is not None and ours.seconds:
+            if rival and figure.seconds and ours is not None:
                 paired = zip(figure.seconds, ours.seconds, strict=True)
                 rivals.setdefault(figure.contestant, []).append(median(other / own for other, own in paired))
     rows = []
@@ -169,9 +169,8 @@ def targets(result: SuiteResult) -> str:
     cases, rows = {case.case: case for case in result.cases}, []
     for target in TARGETS:
         case = cases.get(target.case)
-        figures = [] if case is None else case.figures
-        ours = next((f for f in figures if f.contestant == OURS and f.threads == target.case.threads), None)
-        value = None if case is None or ours is None or not ours.seconds else target.measure.of(case, ours)
+        ours = None if case is None else _find(case, OURS, target.case.threads)
+        value = None if case is None or ours is None else target.measure.of(case, ours)
         if value is not None:
             shown = target.measure.shown.format
             aim = "" if target.aim is None else shown(target.aim)
@@ -206,9 +205,9 @@ def _settings(result: SuiteResult, axis: str) -> dict[str, list[Curve]]:
     return found
 
 
-def _find(case: CaseResult, contestant: str) -> Figure | None:
-    """The contestant's figure on one thread, if it was timed."""
-    found = (f for f in case.figures if f.contestant == contestant and f.threads == 1 and f.seconds)
+def _find(case: CaseResult, contestant: str, threads: int = 1) -> Figure | None:
+    """The contestant's figure on so many threads, if it was timed."""
+    found = (f for f in case.figures if f.contestant == contestant and f.threads == threads and f.seconds)
     return next(found, None)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rmc_kernels.benchmarks.cases import MODES, Case
-from rmc_kernels.benchmarks.record import CaseResult, Figure, Spread
+from rmc_kernels.benchmarks.record import CaseResult, Figure
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Target(NamedTuple):
 
 
 def _scaling(case: CaseResult, figure: Figure) -> float | None:
-    spread: Spread | None = case.scaling(figure)
+    spread = case.scaling(figure)
     return None if spread is None else spread.median
 
 
