@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from rmc_kernels.benchmarks.cases import Case
@@ -65,6 +65,12 @@ class Figure:
     amx: list[float] = field(default_factory=list)
     bandwidth: list[float] = field(default_factory=list)
 
+    def then(self, later: Figure) -> Figure:
+        """The figure with the samples of a later pass behind its own; what failed in either has failed."""
+        if self.status != "timed" or later.status != "timed":
+            return later if self.status == "timed" else self
+        return replace(self, **{name: [*getattr(self, name), *getattr(later, name)] for name in _SAMPLES})
+
     @property
     def label(self) -> str:
         """The name, with the threads where there are several."""
@@ -97,13 +103,17 @@ class Figure:
         )
 
 
+_CEILINGS = ("fma", "gemm", "amx", "bandwidth")
+_SAMPLES = ("seconds", "wall", *_CEILINGS)
+
+
 def timed_figure(figure: Figure, samples: Sequence[Sample]) -> Figure:
     """The figure with its samples filled in."""
     ceilings = [sample.ceilings for sample in samples if sample.ceilings is not None]
     columns: dict[str, Any] = {
         "seconds": [sample.seconds for sample in samples],
         "wall": [sample.wall for sample in samples],
-        **{name: [getattr(c, name) for c in ceilings] for name in ("fma", "gemm", "amx", "bandwidth")},
+        **{name: [getattr(c, name) for c in ceilings] for name in _CEILINGS},
     }
     return Figure(**asdict(figure) | columns)
 
@@ -121,6 +131,12 @@ class CaseResult:
     case: Case
     figures: list[Figure]
     contention: list[str]
+
+    def then(self, later: CaseResult) -> CaseResult:
+        """The case with the samples of a later pass behind its own; of each kind of contention, the last."""
+        figures = [one.then(other) for one, other in zip(self.figures, later.figures, strict=True)]
+        kinds = {reason.partition(":")[0]: reason for reason in self.contention + later.contention}
+        return replace(self, figures=figures, contention=list(kinds.values()))
 
     @property
     def ok(self) -> bool:

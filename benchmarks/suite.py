@@ -98,7 +98,7 @@ def run_suite(
     """Run a suite, showing progress.
 
     Args:
-        name: "demo" (about a minute), "quick" (under four) or "full" (about an hour).
+        name: "demo" (about a minute), "quick" (under four), "targets" (eight) or "full" (about an hour).
         out_dir: folder that gets `bench-NAME.json` and the plots; nothing is written if None.
         console: where progress goes; nowhere if None.
         backend: the one to time, or "all" for every fused one (the reference where there is none).
@@ -110,8 +110,9 @@ def run_suite(
         The figures; `.ok` is False where a contestant failed parity or broke.
     """
     suite = SUITES[name]
-    chosen = [
-        (case, group if against is None else replace(group, against=tuple(against)))
+    changed = {} if against is None else {"against": tuple(against)}
+    chosen = suite.passes * [
+        (case, replace(group, seconds=group.seconds / suite.passes, **changed))
         for group in suite.groups
         for case in group.cases
         if (threads is None or case.threads in threads) and (device == "cpu" or case.threads == 1)
@@ -119,7 +120,7 @@ def run_suite(
     console = console or Console(quiet=True)
     start, about = time.perf_counter(), machine.describe(device)
     names, absent = taking_part(backend, [case for case, _ in chosen], device)
-    results = []
+    results: dict[Case, CaseResult] = {}
     pace = Pace([group.seconds for _, group in chosen], suite.limit)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, auto_refresh=False) as progress, memory.Meter(device) as meter:
@@ -131,10 +132,11 @@ def run_suite(
 
             show(0)
             paced = replace(group, seconds=pace.allowance(number))
-            results.append(run_case(case, paced, names, device, about["load"], meter, show))
+            found = run_case(case, paced, names, device, about["load"], meter, show)
+            results[case] = results[case].then(found) if case in results else found
             show(1)
     about |= {"seconds": time.perf_counter() - start, "load_after": contention.load_average()}
-    result = SuiteResult(name, about, absent, results)
+    result = SuiteResult(name, about, absent, list(results.values()))
     if out_dir is not None:
         result.write(out_dir / f"bench-{name}.json")
     return result

@@ -230,6 +230,27 @@ def test_a_suite_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
+def test_passes_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SUITES, "demo", replace(SUITES["demo"], passes=3))
+    result = run_suite("demo", backend="reference", against=["eager"])
+    assert [case.case.threads for case in result.cases] == [1, 2]
+    assert all(len(f.seconds) == len(f.wall) >= 3 for case in result.cases for f in case.figures)
+
+
+def test_what_failed_in_one_pass_has_failed() -> None:
+    right = Figure("rmc cpu", 1, 10, "CPU time", "timed", seconds=[1.0], wall=[2.0])
+    wrong = Figure("rmc cpu", 1, 10, "CPU time", "parity failed", note="far off")
+    first = CaseResult(SMALL, [right], ["cores changed speed: by 20 %"])
+    again = first.then(
+        replace(first, figures=[replace(right, seconds=[3.0])], contention=["cores changed speed: by 30 %"])
+    )
+    assert (again.figures[0].seconds, again.figures[0].wall) == ([1.0, 3.0], [2.0, 2.0])
+    assert again.contention == ["cores changed speed: by 30 %"]
+    failed = CaseResult(SMALL, [wrong], [])
+    assert first.then(failed).figures == failed.then(first).figures == [wrong]
+
+
+@pytest.mark.usefixtures("tiny")
 def test_the_command(tmp_path: Path, app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
     out, arguments = tmp_path / "r.json", ["--suite", "demo", "--backend", "reference", "--threads", "1"]
     found = CliRunner().invoke(app, [*arguments, "--out", str(out)])

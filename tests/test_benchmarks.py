@@ -121,7 +121,7 @@ def test_the_speed_table_is_complete() -> None:
     for mode in ("forward", "forward+backward"):
         assert sizes(1, mode) == large | single
         assert sizes(2, mode) == large
-    assert all(set(SPEED_TABLE) <= set(SUITES[name].cases) for name in ("quick", "full"))
+    assert all(set(SPEED_TABLE) <= set(SUITES[name].cases) for name in ("quick", "targets", "full"))
 
 
 @pytest.mark.parametrize("name", SUITES)
