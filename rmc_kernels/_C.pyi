@@ -1,5 +1,7 @@
 """The C++ extension: torch-free, absent where the package was installed without a compiler."""
 
+from typing import Any
+
 def cpu_features() -> dict[str, bool]:
     """Returns the instruction set extensions that this process may execute.
 
@@ -89,22 +91,10 @@ class Cell:
 class BoundCell:
     """A cell bound to the parameters of one layer. `rmc_kernels.backends.bound` is its only caller."""
 
-    def __init__(self, api: object, params: tuple[object, ...], places: tuple[tuple[object, ...], ...]) -> None:
-        """`api` is torch's `__dlpack_c_exchange_api__`; a place is (dictionary, key, value).
-
-        Both tuples are borrowed: whoever holds this holds them too.
-        """
-    def forward(
-        self,
-        cell: Cell,
-        x: object,
-        memory: object,
-        memories: object,
-        packed: PackedWeights | None,
-        versions: tuple[int | None, ...],
-        threads: int,
-    ) -> bool:
-        """False where a parameter is not what and where it was, or a tensor is not laid out as the kernels read it."""
+    def __init__(self, config: dict[str, object]) -> None:
+        """What is in `config` is borrowed: whoever holds this holds it too."""
+    def step(self, owner: object, x: object, memory: object, sequence: bool) -> Any:
+        """The memories, or None where something is not as it was, or a tensor not laid out as the kernels read it."""
 
 def parallel_regions() -> int:
     """Returns how many parallel regions this process has entered."""

@@ -221,11 +221,7 @@ class MemoryModule(nn.Module):
     def _inference(self, x: Tensor, memory: Tensor, sequence: bool) -> Tensor | None:
         """The memories of a plain inference call by the bound layer; None where the ordinary way is to be taken."""
         bound = None if torch.compiler.is_compiling() else self._bound
-        if bound is None or self.backend not in ("auto", "cpu") or bound.backend is not backends.BACKENDS["cpu"]:
-            return None
-        if bound.spec is not self.spec or (self.training and self.spec.dropout):
-            return None
-        return bound(x, memory, sequence)
+        return None if bound is None else bound.step(self, x, memory, sequence)  # type: ignore[no-any-return]
 
     def _read(self, memories: Tensor, dtype: torch.dtype) -> Tensor:
         output: Tensor = self.read_head(memories)
@@ -246,7 +242,9 @@ class MemoryModule(nn.Module):
         chosen = backends.choose(self.backend, self.spec, x.dtype, x.device)
         if not isinstance(chosen, backends.CpuBackend):
             return
-        places: list[tuple[dict[str, Any], str, Any]] = []
+        if self.training and self.spec.dropout:
+            return
+        places: list[tuple[dict[str, Any], str, Any]] = [(backends.BACKENDS, "cpu", chosen)]
         for path, leaves in self._owners.items():
             node: Any = self
             for part in path:
@@ -255,7 +253,9 @@ class MemoryModule(nn.Module):
             if not leaves.keys() <= node._parameters.keys():
                 return
             places += [(node._parameters, leaf, params[name]) for leaf, name in leaves.items()]
-        self._bound = backends.bind(chosen, self.spec, [params[name] for name in self.spec.parameter_names], places)
+        attributes = {"spec": self.spec, "backend": self.backend} | ({"training": False} if self.spec.dropout else {})
+        served = [params[name] for name in self.spec.parameter_names]
+        self._bound = backends.bind(chosen, self.spec, served, places, attributes)
 
     def _leading_axes(self, x: Tensor, axes: str) -> int:
         """How many axes stand before one step's input: all of `axes`, or one fewer where x is unbatched."""

@@ -287,10 +287,13 @@ def test_records_from_before_memory_was_measured_are_read() -> None:
     assert "| 1,337,248 | 334,372 | 313,243 | 3.90 |" in markdown.one_thread(old)
 
 
-@pytest.mark.parametrize("page", ["docs/performance.md", "README.md"])
-def test_a_page_says_what_its_result_says(page: str) -> None:
-    """After a new result: `rmc bench report benchmarks/results/cpu-quick.json docs/performance.md README.md`."""
+@pytest.mark.parametrize(
+    ("result", "page"),
+    [("cpu-quick", "docs/performance.md"), ("cpu-quick", "README.md"), ("cpu-targets", "docs/targets.md")],
+)
+def test_a_page_says_what_its_result_says(result: str, page: str) -> None:
+    """After a new result: `rmc bench report benchmarks/results/RESULT.json PAGE`."""
     root = Path(__file__).resolve().parent.parent
     text = (root / page).read_text(encoding="utf-8")
-    stored = (root / "benchmarks" / "results" / "cpu-quick.json").read_text(encoding="utf-8")
+    stored = (root / "benchmarks" / "results" / f"{result}.json").read_text(encoding="utf-8")
     assert report.render(text, SuiteResult.from_json(stored)) == text

@@ -8,129 +8,165 @@
 
 #include "bindings.h"
 #include "cell/native.h"
+#include "cell/relied_on.h"
 #include "common/dlpack.h"
 
 namespace rmc {
 namespace {
 
-// A parameter as it was when bound.
-class Seen {
- public:
-  explicit Seen(const DLTensor& t) : data_(t.begin()), dtype_(t.dtype), shape_(t.shape, t.shape + t.ndim) {}
+template <class T>
+std::vector<T> each(const py::object& items) {
+  std::vector<T> out;
+  for (py::handle item : items) out.emplace_back(item.cast<py::tuple>());
+  return out;
+}
 
-  bool same(const DLTensor& t) const {
-    return t.begin() == data_ && t.dtype == dtype_ && t.ndim == static_cast<int32_t>(shape_.size()) &&
-           std::memcmp(t.shape, shape_.data(), shape_.size() * sizeof(int64_t)) == 0 && t.contiguous();
-  }
-
- private:
-  const void* data_;
-  DLDataType dtype_;
-  std::vector<int64_t> shape_;
-};
-
-// places: (dictionary, key, value) for every module and parameter on the way to the parameters.
-// Objects are borrowed: who holds this holds them too. Owned here, they would hide cycles from Python's collector.
 class BoundCell {
  public:
-  BoundCell(const py::capsule& api, const py::tuple& params, const py::tuple& places) {
+  // See `bound.BoundLayer`, the only caller, which holds the dictionary for as long as this lives.
+  explicit BoundCell(const py::dict& config)
+      : places_(each<Place>(config["places"])),
+        attributes_(each<Attribute>(config["attributes"])),
+        questions_(each<Question>(config["questions"])),
+        types_(config["types"].cast<py::tuple>()),
+        cells_(config["cells"].cast<py::tuple>()),
+        large_(config["large"].cast<int64_t>()),
+        matrix_(config["matrix"].cast<bool>()),
+        frozen_blocks_(config["frozen_blocks"].cast<py::tuple>()),
+        look_(config["look"].ptr()),
+        get_num_threads_(config["get_num_threads"].ptr()),
+        empty_like_(config["empty_like"].ptr()) {
+    const auto api = config["api"].cast<py::capsule>();
     if (std::strcmp(api.name(), kDlpackCapsule) != 0) throw std::invalid_argument("api: not an exchange API of DLPack");
     for (api_ = api.get_pointer<DLPackExchangeAPI>(); api_ && api_->major != kDlpackMajor;) api_ = api_->previous;
     if (!api_ || !api_->borrow) throw std::invalid_argument("api: no version that is known here");
-    for (py::handle param : params) {
-      DLTensor t;
-      if (!borrow(*api_, param.ptr(), t) || t.device.type != kDlCpu || !t.contiguous())
-        throw std::invalid_argument("params: takes contiguous tensors on the CPU");
-      params_.push_back(param.ptr());
-      seen_.emplace_back(t);
-      addresses_.push_back(t.begin());
-      float32_ = float32_ && t.dtype == kDlFloat32;
+    for (py::handle param : config["params"]) {
+      params_.emplace_back(*api_, param);
+      addresses_.push_back(params_.back().data());
     }
-    for (py::handle item : places) {
-      const auto place = item.cast<py::tuple>();
-      places_.push_back({place[0].cast<py::dict>().ptr(), py::object(place[1]).ptr(), py::object(place[2]).ptr()});
-    }
+    if (params_.empty()) throw std::invalid_argument("params: takes at least one");
+    float32_ = params_[0].dtype() == kDlFloat32;
+    if (cells_.size() != 2) throw std::invalid_argument("cells: takes two, for few and for many memory rows");
+    look();
   }
 
-  // Whether the parameters still are the tensors they were, where they were, and, with `versions`, whether torch
-  // counted no write to them since it gave these numbers (None for a tensor without).
-  bool holds(const py::tuple* versions) const {
-    for (const Place& place : places_) {
-      PyObject* found = PyDict_GetItemWithError(place.dictionary, place.key);
-      if (found != place.value) return PyErr_Clear(), false;
-    }
-    DLTensor t;
-    for (size_t i = 0; i < params_.size(); i++) {
-      if (!borrow(*api_, params_[i], t) || !seen_[i].same(t)) return false;
-      if (versions && !same_version(params_[i], PyTuple_GET_ITEM(versions->ptr(), i))) return false;
-    }
-    return true;
-  }
-
-  // Runs forward where all is as it was and x and memory are contiguous float32 tensors on the CPU that fit; false
-  // where not. memories [B, T, N, D], or [B, N, D] for one step, is contiguous and float32 by the caller's care.
-  // Packed weights stand for parameters of these versions; without them the parameters must be float32.
-  bool forward(const Cell& cell, const py::object& x, const py::object& memory, const py::object& memories,
-               const PackedWeights* packed, const py::tuple& versions, int threads) const {
-    const Plan& plan = cell.plan();
+  // The memories [B, N, D], or [B, T, N, D] of a sequence; None where the ordinary way is to serve or refuse the call.
+  py::object step(const py::object& owner, const py::object& x, const py::object& memory, bool sequence) {
+    if (!plain(x) || !plain(memory) || !holds(owner)) return py::none();
     DLTensor in, from, to;
-    if (static_cast<int64_t>(params_.size()) != plan.params || !(packed || float32_)) return false;
-    if (packed && versions.size() != params_.size()) throw std::invalid_argument("versions: one per parameter");
-    if (!holds(packed ? &versions : nullptr)) return false;
-    if (!reads(x, in) || !reads(memory, from) || !reads(memories, to)) return false;
-    if (from.ndim != 3 || from.shape[1] != plan.N || from.shape[2] != plan.D) return false;
+    if (!on_cpu(x, in) || !on_cpu(memory, from) || !(in.dtype == params_[0].dtype()) || !(from.dtype == kDlFloat32))
+      return py::none();
+    const Plan& few = cell(false).plan();
+    if (from.ndim != 3 || from.shape[1] != few.N || from.shape[2] != few.D) return py::none();
+    if (in.ndim < 2 || in.shape[in.ndim - 1] != few.I || in.shape[0] != from.shape[0]) return py::none();
     CellInputs call;
     call.batch = from.shape[0];
-    call.steps = to.ndim == 4 ? to.shape[1] : 1;
-    if (call.batch == 0 || call.steps == 0) return false;
-    if (!leads(to, call, to.ndim == 4) || to.shape[to.ndim - 2] != plan.N || to.shape[to.ndim - 1] != plan.D)
-      return false;
-    const bool matrix = in.ndim == to.ndim;
-    if (!leads(in, call, to.ndim == 4) || in.shape[in.ndim - 1] != plan.I) return false;
-    if (matrix ? in.shape[in.ndim - 2] != plan.n : plan.n != 1 || in.ndim != to.ndim - 1) return false;
-    call.threads = threads;
+    call.steps = sequence ? in.shape[1] : 1;
+    const int32_t axes = sequence ? 3 : 2;
+    if (in.ndim != axes + matrix_ || (matrix_ && in.shape[axes - 1] != few.n)) return py::none();
+    if (call.batch == 0 || call.steps == 0) return py::none();
+
+    const py::object rows = read(float32_ ? x : x.attr("float")(), in), start = read(memory, from);
+    if (!rows || !start) return py::none();
+    const py::object memories =
+        sequence ? start.attr("new_empty")(py::make_tuple(call.batch, call.steps, few.N, few.D))
+                 : py::reinterpret_steal<py::object>(PyObject_CallOneArg(empty_like_, start.ptr()));
+    if (!memories) throw py::error_already_set();
+    if (!on_cpu(memories, to) || !(to.dtype == kDlFloat32) || !to.contiguous()) return py::none();
+    const bool large = call.batch * few.N >= large_;
     call.x = in.begin(), call.memory = from.begin(), call.memories = to.begin();
     call.params = addresses_.data();
-    cell.run(call, packed);
-    return true;
+    call.threads = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(get_num_threads_)).cast<int>();
+    const py::object weights = packed(large);  // another thread may look, and drop them, during the run
+    cell(large).run(call, weights ? weights.cast<const PackedWeights*>() : nullptr);
+    return memories;
   }
 
  private:
-  struct Place {
-    PyObject *dictionary, *key, *value;
-  };
+  bool plain(const py::object& tensor) const {
+    const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()));
+    for (py::handle known : types_) {
+      if (known.ptr() == type) return true;
+    }
+    return false;
+  }
+  bool frozen() const { return !versions_.is_none(); }
 
-  bool same_version(PyObject* param, PyObject* version) const {
-    if (version == Py_None) return true;
-    const py::object now = py::reinterpret_steal<py::object>(PyObject_GetAttr(param, version_name_.ptr()));
-    const int same = now ? PyObject_RichCompareBool(now.ptr(), version, Py_EQ) : -1;
-    PyErr_Clear();
-    return same == 1;
+  // What there is of frozen weights, in the blocks that are open now.
+  void look() {
+    const auto found = py::handle(look_)().cast<py::tuple>();
+    blocks_ = found[0], pack_ = found[1], versions_ = found[2];
+    packed_[0] = packed_[1] = py::object();
+    if (frozen() && py::len(versions_) != params_.size())
+      throw std::invalid_argument("versions: takes one per parameter");
   }
-  bool reads(const py::object& tensor, DLTensor& out) const {
-    return borrow(*api_, tensor.ptr(), out) && out.device.type == kDlCpu && out.dtype == kDlFloat32 && out.contiguous();
+
+  bool holds(const py::object& owner) {
+    for (const Attribute& attribute : attributes_) {
+      if (!attribute.holds(owner)) return false;
+    }
+    for (const Place& place : places_) {
+      if (!place.holds()) return false;
+    }
+    for (const Question& question : questions_) {
+      if (!question.holds()) return false;
+    }
+    if (!Place(frozen_blocks_[0], frozen_blocks_[1], blocks_).holds()) look();
+    if (!float32_ && !frozen()) return false;  // read are packed weights, or float32
+    for (size_t i = 0; i < params_.size(); i++) {
+      if (!params_[i].holds(*api_)) return false;
+      if (frozen() && !params_[i].has_version(version_.ptr(), PyTuple_GET_ITEM(versions_.ptr(), static_cast<Py_ssize_t>(i)))) return false;
+    }
+    return true;
   }
-  // Whether the leading axes are those of the call.
-  static bool leads(const DLTensor& t, const CellInputs& call, bool sequence) {
-    return t.ndim > (sequence ? 2 : 1) && t.shape[0] == call.batch && (!sequence || t.shape[1] == call.steps);
+
+  bool on_cpu(const py::object& tensor, DLTensor& out) const {
+    return borrow(*api_, tensor.ptr(), out) && out.device.type == kDlCpu;
+  }
+  // The tensor as plain memory, and where that is; null for one whose sign is to be flipped, which is rare.
+  py::object read(py::object tensor, DLTensor& out) const {
+    if (method(tensor, is_neg_).ptr() != Py_False) return {};
+    if (!out.contiguous()) tensor = method(tensor, contiguous_);
+    return on_cpu(tensor, out) && out.dtype == kDlFloat32 ? tensor : py::object();
+  }
+  static py::object method(const py::object& tensor, const py::object& name) {
+    auto result = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), name.ptr()));
+    if (!result) throw py::error_already_set();
+    return result;
+  }
+  static py::object interned(const char* name) {
+    return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
+  }
+
+  const Cell& cell(bool large) const { return *cells_[large].cast<const Cell*>(); }
+  // Packed at the first call that wants it; null without frozen weights.
+  py::object packed(bool large) {
+    if (frozen() && !packed_[large]) packed_[large] = pack_(cells_[large]);
+    return packed_[large];
   }
 
   const DLPackExchangeAPI* api_ = nullptr;
-  std::vector<PyObject*> params_;
-  std::vector<Seen> seen_;
+  std::vector<Parameter> params_;
   std::vector<const void*> addresses_;
   std::vector<Place> places_;
-  const py::object version_name_ = py::reinterpret_steal<py::object>(PyUnicode_InternFromString("_version"));
+  std::vector<Attribute> attributes_;
+  std::vector<Question> questions_;
+  py::tuple types_, cells_;
+  int64_t large_;  // memory rows from which on the second cell is run
+  bool matrix_;
+  py::tuple frozen_blocks_;  // (dictionary, key) of the open blocks
+  PyObject *look_, *get_num_threads_, *empty_like_;
+  py::object blocks_, pack_, versions_, packed_[2];
   bool float32_ = true;
+  const py::object version_ = interned("_version"), is_neg_ = interned("is_neg"), contiguous_ = interned("contiguous");
 };
 
 }  // namespace
 
 void register_bound_cell(py::module_& m) {
   py::class_<BoundCell>(m, "BoundCell", "A cell bound to the parameters of one layer.")
-      .def(py::init<const py::capsule&, const py::tuple&, const py::tuple&>(), py::arg("api"), py::arg("params"),
-           py::arg("places"))
-      .def("forward", &BoundCell::forward);
+      .def(py::init<const py::dict&>(), py::arg("config"))
+      .def("step", &BoundCell::step);
 }
 
 }  // namespace rmc

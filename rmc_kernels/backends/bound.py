@@ -6,7 +6,8 @@ they were bound, what may have changed since is compared in C++, and anything un
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rmc_kernels.backends import cpu, weights
-from rmc_kernels.backends.plain import PLAIN_TYPES, is_plain, is_watched
+from rmc_kernels.backends.plain import PLAIN_TYPES, UNWATCHED, is_plain, is_watched
 from rmc_kernels.backends.protocol import HALF_TYPES
 from rmc_kernels.spec import CellSpec
 
@@ -22,59 +23,66 @@ from rmc_kernels.spec import CellSpec
 Place = tuple[dict[str, Any], str, Any]
 #: torch's table of C functions that tell a tensor's address and layout; torch has it from 2.10 on.
 _TENSORS = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+#: (function, arguments, answer) where nothing but values is wanted.
+_INFERENCE = ((torch.is_grad_enabled, (), False), (torch.is_autocast_enabled, ("cpu",), False), *UNWATCHED)
+#: The value of `forward_ad._current_level` outside of forward-mode differentiation.
+_NO_LEVEL = -1
 
 
 class BoundLayer:
-    """The parameters of a layer that the C++ backend serves, and where they were found. Made by `bind`."""
+    """The parameters of a layer that the C++ backend serves, and all that a call relies on. Made by `bind`.
+
+    Attributes:
+        step: (layer, x, memory, sequence) -> the memories after each step: [B, T, N, D] for x [B, T, I] if `sequence`,
+            else [B, N, D] for x [B, I], x with a row axis before I in matrix mode; None where the ordinary way is to
+            serve or refuse the call. It does not ask whether torch.compile is tracing.
+    """
 
     def __init__(
-        self, backend: cpu.CpuBackend, spec: CellSpec, params: Sequence[Tensor], places: Sequence[Place]
+        self,
+        backend: cpu.CpuBackend,
+        spec: CellSpec,
+        params: Sequence[Tensor],
+        places: Sequence[Place],
+        attributes: Mapping[str, object],
     ) -> None:
-        self.backend, self.spec = backend, spec
-        self._params, self._places, self._dtype = tuple(params), tuple(places), params[0].dtype
-        self._native = cpu.bound_cell(_TENSORS, self._params, self._places)
-        self._cells: dict[cpu.Kernels, Any] = {}  # cpu.cell hashes the whole spec: 3 us
-        #: The open blocks when last looked at, and the one of these parameters; one value, for threads.
-        self._frozen: tuple[tuple[weights.FrozenWeights, ...], weights.FrozenWeights | None] = ((), None)
+        self._borrowed: dict[str, object] = {
+            "api": _TENSORS,
+            "params": tuple(params),
+            "places": (
+                *places,
+                *((vars(cpu), name, getattr(cpu, name)) for name in ("forced_isa", "allow_amx_split")),
+                (vars(forward_ad), "_current_level", _NO_LEVEL),
+            ),
+            "attributes": tuple(attributes.items()),
+            "questions": _INFERENCE,
+            "types": tuple(PLAIN_TYPES),
+            "cells": tuple(cpu.cell(spec, *kernels) for kernels in backend.kernels(params[0].dtype)),
+            "large": cpu.AMX_ROWS,
+            "matrix": spec.input_rows is not None,
+            "frozen_blocks": (vars(weights), "frozen_blocks"),
+            "look": partial(_frozen, tuple(params)),
+            "get_num_threads": torch.get_num_threads,
+            "empty_like": torch.empty_like,
+        }
+        self.step = cpu.bound_cell(self._borrowed).step
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # copies bind anew
 
-    def __call__(self, x: Tensor, memory: Tensor, sequence: bool) -> Tensor | None:
-        """The memories after each step.
 
-        Args:
-            x: [B, T, I] if `sequence`, else [B, I]; with a row axis before I in matrix mode.
-            memory: [B, N, D].
-            sequence: whether x has an axis of steps.
-
-        Returns:
-            [B, T, N, D] if `sequence`, else [B, N, D]; None where the ordinary way is to serve or refuse the call.
-        """
-        if type(x) not in PLAIN_TYPES or type(memory) not in PLAIN_TYPES or not is_inference():
-            return None
-        if x.dtype is not self._dtype or memory.dim() != 3 or x.shape[1 + sequence :] != self.spec.input_shape:
-            return None
-        kernels = self.backend.kernels(self._dtype)[memory.shape[0] * memory.shape[1] >= cpu.AMX_ROWS]
-        cell = self._cells.get(kernels)
-        if cell is None:
-            cell = self._cells[kernels] = cpu.cell(self.spec, *kernels)
-        blocks, block = self._frozen
-        if blocks is not weights.frozen_blocks:
-            blocks, block = self._frozen = weights.frozen_blocks, weights.frozen_block(self._params)
-        if block is None and self._dtype in HALF_TYPES:
-            return None  # C++ reads packed weights or float32
-        packed, versions = (None, ()) if block is None else (block.packed(cell, False), block.versions)
-        rows, start = weights.as_read(x), weights.as_read(memory)
-        if self._dtype in HALF_TYPES:
-            rows = rows.float()
-        memories = start.new_empty((*x.shape[:2], *start.shape[1:])) if sequence else torch.empty_like(start)
-        done = self._native.forward(cell, rows, start, memories, packed, versions, torch.get_num_threads())
-        return memories if done else None
+def _frozen(params: tuple[Tensor, ...]) -> tuple[object, Callable[[Any], Any] | None, tuple[int | None, ...] | None]:
+    """The open blocks of `frozen_weights`; how that of these parameters packs for a cell, and their versions, if any."""
+    blocks, block = weights.frozen_blocks, weights.frozen_block(params)
+    return (blocks, None, None) if block is None else (blocks, partial(block.packed, backward=False), block.versions)
 
 
 def bind(
-    backend: cpu.CpuBackend, spec: CellSpec, params: Sequence[Tensor], places: Sequence[Place]
+    backend: cpu.CpuBackend,
+    spec: CellSpec,
+    params: Sequence[Tensor],
+    places: Sequence[Place],
+    attributes: Mapping[str, object],
 ) -> BoundLayer | None:
     """The parameters of a layer, bound.
 
@@ -83,6 +91,7 @@ def bind(
         spec: the cell.
         params: in the order of `spec.parameter_names`, as they served a call of the C++ backend.
         places: every module and parameter on the way to them.
+        attributes: of the layer, which say that this backend and this cell serve it.
 
     Returns:
         None where this torch does not tell C how tensors lie, or where they do not lie as the C++ code reads them.
@@ -90,15 +99,14 @@ def bind(
     if _TENSORS is None or not is_plain(*params) or any(map(Tensor.is_neg, params)):
         return None
     if params[0].dtype in HALF_TYPES and weights.frozen_block(params) is None:
-        return None
+        return None  # C++ reads packed weights or float32
     try:
-        return BoundLayer(backend, spec, params, places)
+        return BoundLayer(backend, spec, params, places, attributes)
     except ValueError:
         return None
 
 
 def is_inference() -> bool:
     """Whether nothing but values is wanted of a call made here."""
-    return not (
-        torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or is_watched() or forward_ad._current_level >= 0
-    )
+    answers = all(function(*arguments) is answer for function, arguments, answer in _INFERENCE)
+    return answers and forward_ad._current_level == _NO_LEVEL and not is_watched()

@@ -80,13 +80,13 @@ def cell(spec: CellSpec, precision: str, isa: str) -> Any:
     return _C.Cell(config, precision, isa)
 
 
-def bound_cell(tensors: object, params: tuple[Tensor, ...], places: tuple[tuple[object, ...], ...]) -> Any:
-    """A cell bound to parameters, which it borrows; see `bound.BoundLayer`.
+def bound_cell(config: dict[str, object]) -> Any:
+    """A cell bound to parameters; it borrows what is in `config`, see `bound.BoundLayer`.
 
     Raises:
-        ValueError: they do not lie as the C++ code reads them.
+        ValueError: the parameters do not lie as the C++ code reads them.
     """
-    return _C.BoundCell(tensors, params, places)
+    return _C.BoundCell(config)
 
 
 def kernels(dtype: torch.dtype, forced: str) -> tuple[Kernels, Kernels]:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 PLAIN_TYPES = {Tensor, torch.nn.Parameter}
+#: (function, arguments, what it answers where nothing traces, fakes or transforms).
+#: `is_compiling()` is False under make_fx, and a FakeTensor's data_ptr() is 0, so the dispatch stack is looked at too.
+UNWATCHED: tuple[tuple[Callable[..., object], tuple[object, ...], object], ...] = (
+    (torch._C._len_torch_dispatch_stack, (), 0),
+    (torch._C._functorch.peek_interpreter_stack, (), None),
+    (torch._C._get_tracing_state, (), None),
+)
 
 
 def is_plain(*tensors: Tensor) -> bool:
@@ -15,15 +24,9 @@ def is_plain(*tensors: Tensor) -> bool:
 
 
 def is_watched() -> bool:
-    """Whether something that traces, fakes or transforms is active.
-
-    `is_compiling()` is False under make_fx, and a FakeTensor's data_ptr() is 0, so the dispatch stack is looked at too.
-    """
-    return bool(
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
+    """Whether something that traces, fakes or transforms is active."""
+    return torch.compiler.is_compiling() or any(
+        function(*arguments) is not answer for function, arguments, answer in UNWATCHED
     )
 
 
