@@ -69,7 +69,8 @@ class Figure:
         """The figure with the samples of a later pass behind its own; what failed in either has failed."""
         if self.status != "timed" or later.status != "timed":
             return later if self.status == "timed" else self
-        return replace(self, **{name: [*getattr(self, name), *getattr(later, name)] for name in _SAMPLES})
+        columns: dict[str, Any] = {name: [*getattr(self, name), *getattr(later, name)] for name in _SAMPLES}
+        return replace(self, **columns)
 
     @property
     def label(self) -> str:

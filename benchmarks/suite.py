@@ -110,10 +110,15 @@ def run_suite(
         The figures; `.ok` is False where a contestant failed parity or broke.
     """
     suite = SUITES[name]
-    changed = {} if against is None else {"against": tuple(against)}
-    chosen = suite.passes * [
-        (case, replace(group, seconds=group.seconds / suite.passes, **changed))
+    groups = [
+        replace(
+            group, seconds=group.seconds / suite.passes, against=group.against if against is None else tuple(against)
+        )
         for group in suite.groups
+    ]
+    chosen = suite.passes * [
+        (case, group)
+        for group in groups
         for case in group.cases
         if (threads is None or case.threads in threads) and (device == "cpu" or case.threads == 1)
     ]

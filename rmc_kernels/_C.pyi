@@ -94,7 +94,7 @@ class BoundCell:
     def __init__(self, config: dict[str, object]) -> None:
         """What is in `config` is borrowed: whoever holds this holds it too."""
     def step(self, owner: object, x: object, memory: object, sequence: bool) -> Any:
-        """The memories, or None where something is not as it was, or a tensor not laid out as the kernels read it."""
+        """Output and memories, or None where something is not as it was, or a tensor not as the kernels read it."""
 
 def parallel_regions() -> int:
     """Returns how many parallel regions this process has entered."""

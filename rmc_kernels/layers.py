@@ -132,9 +132,9 @@ class RelationalMemory(MemoryModule):
         if isinstance(x, PackedSequence):
             return self._forward_packed(x, memory, lengths, resets, return_attention)
         if memory is not None and lengths is None and resets is None and self.batch_first and not return_attention:
-            memories = self._inference(x, memory, sequence=True)
-            if memories is not None:
-                return self._read_inference(memories, x.dtype), last(memories)
+            found = self._inference(x, memory, sequence=True)
+            if found is not None:
+                return found[0], last(found[1])
         extra = self._leading_axes(x, "B, T" if self.batch_first else "T, B")
         if extra == 1:
             return self._forward_unbatched(x, memory, lengths, resets, return_attention)
@@ -217,9 +217,9 @@ class RelationalMemoryCell(MemoryModule):
         Raises:
             TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
         """
-        memories = None if memory is None else self._inference(x, memory, sequence=False)
-        if memories is not None:
-            return self._read_inference(memories, x.dtype), memories
+        found = None if memory is None else self._inference(x, memory, sequence=False)
+        if found is not None:
+            return found
         extra = self._leading_axes(x, "B")
         rows = x if extra else x[None]
         output, final, _ = self._unroll(rows[:, None], memory, None, None, attention=False)

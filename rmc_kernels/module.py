@@ -218,22 +218,15 @@ class MemoryModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_bound"}
 
-    def _inference(self, x: Tensor, memory: Tensor, sequence: bool) -> Tensor | None:
-        """The memories of a plain inference call by the bound layer; None where the ordinary way is to be taken."""
+    def _inference(self, x: Tensor, memory: Tensor, sequence: bool) -> tuple[Tensor, Tensor] | None:
+        """Output and memories by the bound layer; None where the ordinary way is to be taken."""
         bound = None if torch.compiler.is_compiling() else self._bound
-        return None if bound is None else bound.step(self, x, memory, sequence)  # type: ignore[no-any-return]
+        found = None if bound is None else bound.step(self, x, memory, sequence)
+        return (self._read(found[1], x.dtype), found[1]) if found is not None and found[0] is None else found
 
     def _read(self, memories: Tensor, dtype: torch.dtype) -> Tensor:
         output: Tensor = self.read_head(memories)
         return output.to(dtype)
-
-    def _read_inference(self, memories: Tensor, dtype: torch.dtype) -> Tensor:
-        """As `_read`, without gradients: the head is called only where that is more than a view (4 us of a step)."""
-        head = self._modules["read_head"]
-        if type(head) is not ReadHead or head.kind != "concat" or head.is_watched():
-            return self._read(memories, dtype)
-        output = memories.flatten(-2)
-        return output if output.dtype is dtype else output.to(dtype)
 
     def _bind(self, x: Tensor, memory: Tensor, params: dict[str, Tensor]) -> None:
         """Bind the parameters that served a call, where the next one may take the short way."""
@@ -244,7 +237,7 @@ class MemoryModule(nn.Module):
             return
         if self.training and self.spec.dropout:
             return
-        places: list[tuple[dict[str, Any], str, Any]] = [(backends.BACKENDS, "cpu", chosen)]
+        places: list[backends.Place] = [(backends.BACKENDS, "cpu", chosen)]
         for path, leaves in self._owners.items():
             node: Any = self
             for part in path:
@@ -253,9 +246,13 @@ class MemoryModule(nn.Module):
             if not leaves.keys() <= node._parameters.keys():
                 return
             places += [(node._parameters, leaf, params[name]) for leaf, name in leaves.items()]
+        head: Any = self._modules["read_head"]
+        views = type(head) is ReadHead and head.kind == "concat" and not any((*head.hooks(), "forward" in vars(head)))
+        if views:  # 4 us of a step for a head that is no more than that
+            places += [(self._modules, "read_head", head), (vars(head), "kind", head.kind), (vars(head), "forward")]
         attributes = {"spec": self.spec, "backend": self.backend} | ({"training": False} if self.spec.dropout else {})
-        served = [params[name] for name in self.spec.parameter_names]
-        self._bound = backends.bind(chosen, self.spec, served, places, attributes)
+        around = backends.Surroundings(tuple(places), head.hooks() if views else (), attributes, views)
+        self._bound = backends.bind(chosen, self.spec, [params[name] for name in self.spec.parameter_names], around)
 
     def _leading_axes(self, x: Tensor, axes: str) -> int:
         """How many axes stand before one step's input: all of `axes`, or one fewer where x is unbatched."""

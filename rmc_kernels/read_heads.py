@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module
@@ -74,10 +76,14 @@ class ReadHead(nn.Module):
         scores = weight if self.kind == "weighted" else memory @ weight * self.mem_size**-0.5
         return (torch.softmax(scores, -1)[..., None] * memory).sum(-2)
 
-    def is_watched(self) -> bool:
-        """Whether a call does more than `forward` as it stands here: hooks, or another `forward`."""
-        hooked = self._forward_hooks or self._forward_pre_hooks or module._global_forward_hooks
-        return bool(hooked or module._global_forward_pre_hooks or "forward" in self.__dict__)
+    def hooks(self) -> tuple[dict[int, Any], ...]:
+        """What is empty as long as a call does no more than `forward`."""
+        return (
+            self._forward_hooks,
+            self._forward_pre_hooks,
+            module._global_forward_hooks,
+            module._global_forward_pre_hooks,
+        )
 
     def extra_repr(self) -> str:
         """The kind and sizes."""

@@ -285,6 +285,38 @@ def test_another_read_head_runs() -> None:
     assert torch.equal(output, state)
 
 
+def test_a_changed_read_head_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for change in (
+        lambda head: setattr(head, "kind", "mean"),
+        lambda head: setattr(head, "forward", lambda memory: memory.sum(-2)),
+        lambda head: head.register_forward_pre_hook(lambda _, given: (given[0] + 1,)),
+        lambda head: nn.modules.module.register_module_forward_hook(lambda m, _, out: out + 1 if m is head else None),
+    ):
+        cell, x, memory = small_cell()
+        with torch.no_grad():
+            before = cell(x, memory)[0]
+            handle = change(cell.read_head)  # type: ignore[no-untyped-call]
+            try:
+                after = [cell(x, memory) for _ in range(2)]
+                same(after[1], ordinary(monkeypatch, lambda: cell(x, memory)))  # noqa: B023
+            finally:
+                if handle is not None:
+                    handle.remove()
+        same(*after)
+        assert after[0][0].shape != before.shape or not torch.equal(after[0][0], before)
+
+
+def test_frozen_weights_of_another_layer_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, x, memory = small_cell()
+    other = small_cell()[0]
+    with torch.no_grad(), cell.frozen_weights():
+        want = cell(x, memory)
+        with only_bound(monkeypatch):
+            with other.frozen_weights():
+                same(cell(x, memory), want)
+            same(cell(x, memory), want)
+
+
 def test_another_spec_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     cell, x, memory = small_cell()
     with torch.no_grad():

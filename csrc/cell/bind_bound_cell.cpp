@@ -32,6 +32,7 @@ class BoundCell {
         cells_(config["cells"].cast<py::tuple>()),
         large_(config["large"].cast<int64_t>()),
         matrix_(config["matrix"].cast<bool>()),
+        views_(config["views"].cast<bool>()),
         frozen_blocks_(config["frozen_blocks"].cast<py::tuple>()),
         look_(config["look"].ptr()),
         get_num_threads_(config["get_num_threads"].ptr()),
@@ -40,6 +41,10 @@ class BoundCell {
     if (std::strcmp(api.name(), kDlpackCapsule) != 0) throw std::invalid_argument("api: not an exchange API of DLPack");
     for (api_ = api.get_pointer<DLPackExchangeAPI>(); api_ && api_->major != kDlpackMajor;) api_ = api_->previous;
     if (!api_ || !api_->borrow) throw std::invalid_argument("api: no version that is known here");
+    for (py::handle dictionary : config["empty"]) {
+      if (!PyDict_Check(dictionary.ptr())) throw py::type_error("empty: takes dictionaries");
+      empty_.push_back(dictionary.ptr());
+    }
     for (py::handle param : config["params"]) {
       params_.emplace_back(*api_, param);
       addresses_.push_back(params_.back().data());
@@ -47,10 +52,14 @@ class BoundCell {
     if (params_.empty()) throw std::invalid_argument("params: takes at least one");
     float32_ = params_[0].dtype() == kDlFloat32;
     if (cells_.size() != 2) throw std::invalid_argument("cells: takes two, for few and for many memory rows");
+    const py::object version = config["version"];
+    if (!Py_IS_TYPE(version.ptr(), &PyGetSetDescr_Type)) throw std::invalid_argument("version: takes a descriptor");
+    version_ = reinterpret_cast<PyGetSetDescrObject*>(version.ptr())->d_getset;
     look();
   }
 
-  // The memories [B, N, D], or [B, T, N, D] of a sequence; None where the ordinary way is to serve or refuse the call.
+  // The output if it is a view of the memories, else None, and the memories [B, N, D], or [B, T, N, D] of a sequence.
+  // None where the ordinary way is to serve or refuse the call.
   py::object step(const py::object& owner, const py::object& x, const py::object& memory, bool sequence) {
     if (!plain(x) || !plain(memory) || !holds(owner)) return py::none();
     DLTensor in, from, to;
@@ -68,9 +77,9 @@ class BoundCell {
 
     const py::object rows = read(float32_ ? x : x.attr("float")(), in), start = read(memory, from);
     if (!rows || !start) return py::none();
-    const py::object memories =
-        sequence ? start.attr("new_empty")(py::make_tuple(call.batch, call.steps, few.N, few.D))
-                 : py::reinterpret_steal<py::object>(PyObject_CallOneArg(empty_like_, start.ptr()));
+    const py::object memories = sequence
+                                    ? start.attr("new_empty")(py::make_tuple(call.batch, call.steps, few.N, few.D))
+                                    : py::reinterpret_steal<py::object>(PyObject_CallOneArg(empty_like_, start.ptr()));
     if (!memories) throw py::error_already_set();
     if (!on_cpu(memories, to) || !(to.dtype == kDlFloat32) || !to.contiguous()) return py::none();
     const bool large = call.batch * few.N >= large_;
@@ -79,7 +88,9 @@ class BoundCell {
     call.threads = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(get_num_threads_)).cast<int>();
     const py::object weights = packed(large);  // another thread may look, and drop them, during the run
     cell(large).run(call, weights ? weights.cast<const PackedWeights*>() : nullptr);
-    return memories;
+    if (!views_) return py::make_tuple(py::none(), memories);
+    const auto output = method(memories, flatten_, slots_axis_);
+    return py::make_tuple(float32_ ? output : output.attr("to")(x.attr("dtype")), memories);
   }
 
  private:
@@ -108,6 +119,9 @@ class BoundCell {
     for (const Place& place : places_) {
       if (!place.holds()) return false;
     }
+    for (PyObject* dictionary : empty_) {
+      if (PyDict_GET_SIZE(dictionary) != 0) return false;
+    }
     for (const Question& question : questions_) {
       if (!question.holds()) return false;
     }
@@ -115,7 +129,8 @@ class BoundCell {
     if (!float32_ && !frozen()) return false;  // read are packed weights, or float32
     for (size_t i = 0; i < params_.size(); i++) {
       if (!params_[i].holds(*api_)) return false;
-      if (frozen() && !params_[i].has_version(version_.ptr(), PyTuple_GET_ITEM(versions_.ptr(), static_cast<Py_ssize_t>(i)))) return false;
+      if (frozen() && !params_[i].has_version(*version_, PyTuple_GET_ITEM(versions_.ptr(), static_cast<Py_ssize_t>(i))))
+        return false;
     }
     return true;
   }
@@ -129,8 +144,11 @@ class BoundCell {
     if (!out.contiguous()) tensor = method(tensor, contiguous_);
     return on_cpu(tensor, out) && out.dtype == kDlFloat32 ? tensor : py::object();
   }
-  static py::object method(const py::object& tensor, const py::object& name) {
-    auto result = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), name.ptr()));
+  template <class... Arguments>
+  static py::object method(const py::object& tensor, const py::object& name, const Arguments&... arguments) {
+    PyObject* const given[] = {tensor.ptr(), arguments.ptr()...};
+    auto result = py::reinterpret_steal<py::object>(
+        PyObject_VectorcallMethod(name.ptr(), given, sizeof...(arguments) + 1, nullptr));
     if (!result) throw py::error_already_set();
     return result;
   }
@@ -149,16 +167,19 @@ class BoundCell {
   std::vector<Parameter> params_;
   std::vector<const void*> addresses_;
   std::vector<Place> places_;
+  std::vector<PyObject*> empty_;  // dictionaries
   std::vector<Attribute> attributes_;
   std::vector<Question> questions_;
   py::tuple types_, cells_;
   int64_t large_;  // memory rows from which on the second cell is run
-  bool matrix_;
+  bool matrix_, views_;
   py::tuple frozen_blocks_;  // (dictionary, key) of the open blocks
   PyObject *look_, *get_num_threads_, *empty_like_;
   py::object blocks_, pack_, versions_, packed_[2];
   bool float32_ = true;
-  const py::object version_ = interned("_version"), is_neg_ = interned("is_neg"), contiguous_ = interned("contiguous");
+  const PyGetSetDef* version_;
+  const py::object is_neg_ = interned("is_neg"), contiguous_ = interned("contiguous"), flatten_ = interned("flatten");
+  const py::int_ slots_axis_{-2};
 };
 
 }  // namespace

@@ -12,13 +12,13 @@ namespace rmc {
 
 namespace py = pybind11;
 
-// dictionary[key] is value.
+// dictionary[key] is value, or there is none.
 class Place {
  public:
-  explicit Place(const py::tuple& of) : Place(of[0], of[1], of[2]) {}
+  explicit Place(const py::tuple& of) : Place(of[0], of[1], of.size() > 2 ? of[2] : py::object()) {}
   Place(const py::object& dictionary, const py::object& key, const py::object& value)
       : dictionary_(dictionary.ptr()), key_(key.ptr()), value_(value.ptr()) {
-    if (!PyDict_Check(dictionary_)) throw py::type_error("places: takes (dictionary, key, value)");
+    if (!PyDict_Check(dictionary_)) throw py::type_error("places: takes (dictionary, key, value) or (dictionary, key)");
   }
   bool holds() const {
     PyObject* found = PyDict_GetItemWithError(dictionary_, key_);
@@ -83,9 +83,10 @@ class Parameter {
            t.ndim == static_cast<int32_t>(shape_.size()) &&
            std::memcmp(t.shape, shape_.data(), shape_.size() * sizeof(int64_t)) == 0 && t.contiguous();
   }
-  bool has_version(PyObject* attribute, PyObject* version) const {
+  // `attribute` is the descriptor of Tensor._version: to look that up takes longer than to call it.
+  bool has_version(const PyGetSetDef& attribute, PyObject* version) const {
     if (version == Py_None) return true;  // of an inference tensor, which has none
-    const auto now = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor_, attribute));
+    const auto now = py::reinterpret_steal<py::object>(attribute.get(tensor_, attribute.closure));
     const int same = now ? PyObject_RichCompareBool(now.ptr(), version, Py_EQ) : -1;
     if (same < 0) PyErr_Clear();
     return same == 1;

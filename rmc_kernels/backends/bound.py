@@ -6,9 +6,10 @@ they were bound, what may have changed since is compared in C++, and anything un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ from rmc_kernels.backends.plain import PLAIN_TYPES, UNWATCHED, is_plain, is_watc
 from rmc_kernels.backends.protocol import HALF_TYPES
 from rmc_kernels.spec import CellSpec
 
-#: (dictionary, key, value): where a module or a parameter was found.
-Place = tuple[dict[str, Any], str, Any]
+#: (dictionary, key, value): where a module or a parameter was found; (dictionary, key): where nothing was.
+Place = tuple[dict[str, Any], str, Any] | tuple[dict[str, Any], str]
 #: torch's table of C functions that tell a tensor's address and layout; torch has it from 2.10 on.
 _TENSORS = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 #: (function, arguments, answer) where nothing but values is wanted.
@@ -29,37 +30,50 @@ _INFERENCE = ((torch.is_grad_enabled, (), False), (torch.is_autocast_enabled, ("
 _NO_LEVEL = -1
 
 
+class Surroundings(NamedTuple):
+    """What a layer's calls rely on; where it changes, a call takes the ordinary way and the layer is bound anew.
+
+    Attributes:
+        places: where every module and parameter was found.
+        empty: dictionaries that hold nothing.
+        attributes: of the layer, by name.
+        views: whether the output is the memories with their last two axes flattened.
+    """
+
+    places: tuple[Place, ...]
+    empty: tuple[dict[Any, Any], ...]
+    attributes: dict[str, object]
+    views: bool
+
+
 class BoundLayer:
     """The parameters of a layer that the C++ backend serves, and all that a call relies on. Made by `bind`.
 
     Attributes:
-        step: (layer, x, memory, sequence) -> the memories after each step: [B, T, N, D] for x [B, T, I] if `sequence`,
-            else [B, N, D] for x [B, I], x with a row axis before I in matrix mode; None where the ordinary way is to
-            serve or refuse the call. It does not ask whether torch.compile is tracing.
+        step: (layer, x, memory, sequence) -> output, memories. The memories are [B, T, N, D] for x [B, T, I] if
+            `sequence`, else [B, N, D] for x [B, I], x with a row axis before I in matrix mode; the output in x's dtype
+            is a view of them where `Surroundings.views`, else None. None where the ordinary way is to serve or refuse
+            the call. It does not ask whether torch.compile is tracing.
     """
 
-    def __init__(
-        self,
-        backend: cpu.CpuBackend,
-        spec: CellSpec,
-        params: Sequence[Tensor],
-        places: Sequence[Place],
-        attributes: Mapping[str, object],
-    ) -> None:
+    def __init__(self, backend: cpu.CpuBackend, spec: CellSpec, params: Sequence[Tensor], around: Surroundings) -> None:
         self._borrowed: dict[str, object] = {
             "api": _TENSORS,
             "params": tuple(params),
             "places": (
-                *places,
+                *around.places,
                 *((vars(cpu), name, getattr(cpu, name)) for name in ("forced_isa", "allow_amx_split")),
                 (vars(forward_ad), "_current_level", _NO_LEVEL),
             ),
-            "attributes": tuple(attributes.items()),
+            "attributes": tuple(around.attributes.items()),
+            "empty": around.empty,
             "questions": _INFERENCE,
             "types": tuple(PLAIN_TYPES),
             "cells": tuple(cpu.cell(spec, *kernels) for kernels in backend.kernels(params[0].dtype)),
             "large": cpu.AMX_ROWS,
             "matrix": spec.input_rows is not None,
+            "views": around.views,
+            "version": inspect.getattr_static(Tensor, "_version"),
             "frozen_blocks": (vars(weights), "frozen_blocks"),
             "look": partial(_frozen, tuple(params)),
             "get_num_threads": torch.get_num_threads,
@@ -72,26 +86,19 @@ class BoundLayer:
 
 
 def _frozen(params: tuple[Tensor, ...]) -> tuple[object, Callable[[Any], Any] | None, tuple[int | None, ...] | None]:
-    """The open blocks of `frozen_weights`; how that of these parameters packs for a cell, and their versions, if any."""
+    """The open blocks of `frozen_weights`; how that of these parameters packs, and versions."""
     blocks, block = weights.frozen_blocks, weights.frozen_block(params)
     return (blocks, None, None) if block is None else (blocks, partial(block.packed, backward=False), block.versions)
 
 
-def bind(
-    backend: cpu.CpuBackend,
-    spec: CellSpec,
-    params: Sequence[Tensor],
-    places: Sequence[Place],
-    attributes: Mapping[str, object],
-) -> BoundLayer | None:
+def bind(backend: cpu.CpuBackend, spec: CellSpec, params: Sequence[Tensor], around: Surroundings) -> BoundLayer | None:
     """The parameters of a layer, bound.
 
     Args:
         backend: what served a call of the layer.
         spec: the cell.
         params: in the order of `spec.parameter_names`, as they served a call of the C++ backend.
-        places: every module and parameter on the way to them.
-        attributes: of the layer, which say that this backend and this cell serve it.
+        around: what else a call of the layer relies on.
 
     Returns:
         None where this torch does not tell C how tensors lie, or where they do not lie as the C++ code reads them.
@@ -101,7 +108,7 @@ def bind(
     if params[0].dtype in HALF_TYPES and weights.frozen_block(params) is None:
         return None  # C++ reads packed weights or float32
     try:
-        return BoundLayer(backend, spec, params, places, attributes)
+        return BoundLayer(backend, spec, params, around)
     except ValueError:
         return None
 
