@@ -110,15 +110,9 @@ def run_suite(
         The figures; `.ok` is False where a contestant failed parity or broke.
     """
     suite = SUITES[name]
-    groups = [
-        replace(
-            group, seconds=group.seconds / suite.passes, against=group.against if against is None else tuple(against)
-        )
-        for group in suite.groups
-    ]
     chosen = suite.passes * [
-        (case, group)
-        for group in groups
+        (case, group if against is None else replace(group, against=tuple(against)))
+        for group in (replace(group, seconds=group.seconds / suite.passes) for group in suite.groups)
         for case in group.cases
         if (threads is None or case.threads in threads) and (device == "cpu" or case.threads == 1)
     ]

@@ -285,25 +285,28 @@ def test_another_read_head_runs() -> None:
     assert torch.equal(output, state)
 
 
-def test_a_changed_read_head_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for change in (
-        lambda head: setattr(head, "kind", "mean"),
-        lambda head: setattr(head, "forward", lambda memory: memory.sum(-2)),
-        lambda head: head.register_forward_pre_hook(lambda _, given: (given[0] + 1,)),
-        lambda head: nn.modules.module.register_module_forward_hook(lambda m, _, out: out + 1 if m is head else None),
-    ):
-        cell, x, memory = small_cell()
-        with torch.no_grad():
-            before = cell(x, memory)[0]
-            handle = change(cell.read_head)  # type: ignore[no-untyped-call]
-            try:
-                after = [cell(x, memory) for _ in range(2)]
-                same(after[1], ordinary(monkeypatch, lambda: cell(x, memory)))  # noqa: B023
-            finally:
-                if handle is not None:
-                    handle.remove()
-        same(*after)
-        assert after[0][0].shape != before.shape or not torch.equal(after[0][0], before)
+HEAD_CHANGES: list[Callable[[Any], Any]] = [
+    lambda head: setattr(head, "kind", "mean"),
+    lambda head: setattr(head, "forward", lambda memory: memory.sum(-2)),
+    lambda head: head.register_forward_pre_hook(lambda _, given: (given[0] + 1,)),
+    lambda head: nn.modules.module.register_module_forward_hook(lambda m, _, out: out + 1 if m is head else None),
+]
+
+
+@pytest.mark.parametrize("change", HEAD_CHANGES)
+def test_a_changed_read_head_counts(change: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, x, memory = small_cell()
+    with torch.no_grad():
+        before = cell(x, memory)[0]
+        handle = change(cell.read_head)
+        try:
+            after = [cell(x, memory) for _ in range(2)]
+            same(after[1], ordinary(monkeypatch, lambda: cell(x, memory)))
+        finally:
+            if handle is not None:
+                handle.remove()
+    same(*after)
+    assert after[0][0].shape != before.shape or not torch.equal(after[0][0], before)
 
 
 def test_frozen_weights_of_another_layer_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
