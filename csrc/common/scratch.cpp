@@ -28,6 +28,9 @@ struct Buffer {
       size = rounded;
       prefer_huge_pages(data, rounded);
     }
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_UNPOISON_MEMORY_REGION(data, size);  // where the call before had red zones
+#endif
 #ifndef NDEBUG
     std::memset(data, 0xff, bytes);  // every float and double of all ones is a NaN
 #endif

@@ -2,6 +2,9 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace rmc {
 
@@ -33,20 +36,31 @@ class FreshScratch {
   } held_[4];
 };
 
-// Hands out consecutive, cache-line aligned pieces of a buffer; with a null buffer it only adds up their sizes.
+// Hands out consecutive, cache-line aligned pieces of a buffer; with a null buffer it only adds up their sizes. Under
+// the address sanitizer what lies between them, and a line more, may not be touched.
 class Bump {
  public:
   explicit Bump(void* base) : base_(static_cast<char*>(base)) {}
 
   template <class T>
   T* take(int64_t count) {
-    const size_t at = used_;
-    used_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
+    const size_t at = used_, bytes = static_cast<size_t>(count) * sizeof(T);
+    used_ += (bytes + 63) / 64 * 64 + kRedZone;
+    if (!base_) return nullptr;
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_UNPOISON_MEMORY_REGION(base_ + at, bytes);
+    ASAN_POISON_MEMORY_REGION(base_ + at + bytes, used_ - at - bytes);
+#endif
+    return reinterpret_cast<T*>(base_ + at);
   }
   size_t used() const { return used_; }
 
  private:
+#ifdef __SANITIZE_ADDRESS__
+  static constexpr size_t kRedZone = 64;
+#else
+  static constexpr size_t kRedZone = 0;
+#endif
   char* base_;
   size_t used_ = 0;
 };

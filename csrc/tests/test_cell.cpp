@@ -15,6 +15,7 @@
 #include "cell/plan.h"
 #include "common/interrupt.h"
 #include "common/parallel.h"
+#include "common/scratch.h"
 #include "tests/check.h"
 
 namespace {
@@ -245,7 +246,25 @@ void test_interrupt(const Named& cell) {
 
 }  // namespace
 
+// Under the address sanitizer, what lies behind a part of the scratch memory may not be touched, down to the byte.
+void test_red_zones() {
+#ifdef __SANITIZE_ADDRESS__
+  rmc::Bump measure(nullptr);
+  measure.take<char>(100), measure.take<char>(64);
+  char* base = static_cast<char*>(rmc::scratch(rmc::Scratch::kTask, measure.used()));
+  rmc::Bump bump(base);
+  const char* parts[] = {bump.take<char>(100), bump.take<char>(64)};
+  check(!__asan_region_is_poisoned(base, 100), "red zones: a part is free to use");
+  check(__asan_address_is_poisoned(parts[0] + 100), "red zones: the byte behind a part that fills no line");
+  check(parts[1] - parts[0] == 192 && __asan_address_is_poisoned(parts[1] - 1), "red zones: a line between parts");
+  check(__asan_address_is_poisoned(parts[1] + 64), "red zones: the byte behind the last part");
+  rmc::scratch(rmc::Scratch::kTask, measure.used());
+  check(!__asan_region_is_poisoned(base, measure.used()), "red zones: gone with the next use of the memory");
+#endif
+}
+
 int main() {
+  test_red_zones();
   for (const Named& cell : cells()) {
     for (rmc::Isa isa : rmc::supported_isas()) {
       for (rmc::Precision precision : {rmc::Precision::kFloat32, rmc::Precision::kBfloat16}) {
