@@ -105,7 +105,7 @@ TABLE = (
     Entry(ANY, False, Tile(64, 32, 32, 32, 8, 2), "likewise, as at 256"),
     Entry(ANY, True, Tile(16, 16, 32, 32, 4, 2), "small blocks, as they are unrolled; at 32 columns sm_86 spills 7"),
     Entry(ANY, True, Tile(32, 16, 16, 16, 4, 2), "likewise; at 32 columns sm_86 spills 31"),
-    Entry(ANY, True, Tile(64, 32, 32, 16, 16, 2), "2 spills, none in a phase; at 8 warps 11 at least"),
+    Entry(ANY, True, Tile(64, 16, 16, 16, 8, 2), "likewise; at 32 columns TF32 spills in phases, at 0.6 of the loads"),
 )
 #: The backward kernel's, for any width: one for each number of rows. It holds more than the others, so that their tiles
 #: would spill in inner loops.
@@ -115,7 +115,7 @@ BACKWARD = (
     Entry(ANY, False, Tile(64, 32, 32, 16, 8, 2), "narrow blocks: 32 spills, none in a phase; with 32 of a head some"),
     Entry(ANY, True, Tile(16, 16, 32, 32, 4, 2), "as forward"),
     Entry(ANY, True, Tile(32, 16, 16, 16, 4, 2), "as forward"),
-    Entry(ANY, True, Tile(64, 16, 16, 16, 8, 2), "8 spills, none in a phase; with 32 columns or 16 warps some"),
+    Entry(ANY, True, Tile(64, 16, 32, 16, 8, 2), "none in a phase; with 32 columns, 16 warps or 16 inner some, sm_100"),
 )
 #: Of the projections of the input side, which have no recurrence: ordinary products.
 PROJECTION = Tile(rows=64, columns=64, inner=32, head=0, warps=4, stages=3)
