@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,15 @@ class Plan:
     value_columns: int
 
     @property
+    def cache_key(self) -> str:
+        """What Triton tells one plan's compiled kernels from another's by, on disk too.
+
+        The fields and what computes the properties: a kernel has their values in it, and Triton would know the fields
+        alone, so that after a change of an offset the kernel of the old one would run.
+        """
+        return f"{self!r} {_source(type(self))}"
+
+    @property
     def S(self) -> int:
         """Rows attended to."""
         return self.N + self.n
@@ -73,3 +86,11 @@ class Plan:
     def live(self) -> int:
         """Rows of a batch element in the tile."""
         return self.S if self.inputs_in_tile else self.N
+
+
+@cache
+def _source(plan: type) -> str:
+    """A digest of the modules that a class and those above it are written in."""
+    modules = {sys.modules[each.__module__] for each in plan.__mro__ if each is not object}
+    texts = sorted(inspect.getsource(module) for module in modules)
+    return sha256("".join(texts).encode()).hexdigest()

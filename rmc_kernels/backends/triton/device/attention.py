@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from rmc_kernels.backends.triton.device.tile import (
+    finite,
     is_multiple,
     join_statistics,
     load_rows,
@@ -25,7 +26,7 @@ class Projected(NamedTuple):
         rows: [R] pointers to the row's [F] before its norm, in the compute dtype, head-major.
         flaws: pointer to [R] float32 of the tile, see `project_qkv`.
         mean, rstd: [R], of the norm.
-        gamma, beta: its affine [F]; None without a norm.
+        gamma, beta: its affine, [F] from `at` on; None without a norm.
         outside: [R] pointers to an input row's [F], after its norm, that the row attends to beside those of the tile;
             None where input rows are in the tile.
     """
@@ -36,17 +37,14 @@ class Projected(NamedTuple):
     rstd: tl.tensor
     gamma: tl.tensor
     beta: tl.tensor
+    at: tl.tensor
     outside: tl.tensor
 
 
 @triton.jit
 def head_part(projected, start, columns, WIDTH: tl.constexpr):
     """[R, C] float32, normalised: columns [C] of the part of `WIDTH` that begins at `start`, 0 past it."""
-    gamma, beta = projected.gamma, projected.beta
-    if gamma is not None:
-        gamma += start
-        beta += start
-    norm = (projected.mean, projected.rstd, gamma, beta)
+    norm = (projected.mean, projected.rstd, projected.gamma, projected.beta, projected.at + start)
     return normalise(load_rows(projected.rows + start, columns, WIDTH), columns, norm, WIDTH)
 
 
@@ -113,8 +111,12 @@ def attend(
         for c in range(0, bounds.V, plan.value_columns):
             columns = c + tl.arange(0, plan.value_columns)
             v = head_part(projected, start + 2 * plan.K, columns, plan.V)
-            v = tl.where(tl.abs(v) < float("inf"), v, 0.0)  # 0 * NaN would reach the tile's other elements
-            y = tl.dot(weights.to(dtype), v.to(dtype), input_precision=plan.blocks.precision)
+            own = weights
+            if projected.gamma is not None:
+                # What the norm's affine, or rounding after it, made infinite or NaN: `flaws` cannot have it.
+                flaw = tl.sum(v.to(dtype).to(tl.float32) * 0.0, 1)
+                own = tl.where(same, weights + flaw[None, :], 0.0)
+            y = tl.dot(own.to(dtype), finite(v, dtype), input_precision=plan.blocks.precision)
             if projected.outside is not None:
                 other = load_rows(projected.outside + (start + 2 * plan.K), columns, plan.V)
                 y += outside[:, None] * other.to(tl.float32)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from rmc_kernels.backends.triton.device.attention import head_part, head_weights
-from rmc_kernels.backends.triton.device.tile import load_rows, store_rows
+from rmc_kernels.backends.triton.device.tile import finite, load_rows, store_rows
 
 
 class Outside(NamedTuple):
@@ -21,16 +21,6 @@ class Outside(NamedTuple):
 
     rows: tl.tensor
     real: tl.tensor
-
-
-@triton.jit
-def _finite(x, like):
-    """The numbers x in the compute dtype of the pointers `like`, 0 in place of what is not finite.
-
-    In a product it would cross over to the tile's other elements, whose weights are 0.
-    """
-    x = x.to(like.dtype.element_ty).to(tl.float32)
-    return tl.where(tl.abs(x) < float("inf"), x, 0.0).to(like.dtype.element_ty)
 
 
 @triton.jit
@@ -95,7 +85,7 @@ def attend_back(
         for c in range(0, bounds.V, plan.value_columns):
             columns = c + tl.arange(0, plan.value_columns)
             d = load_rows(d_heads + h * plan.V, columns, plan.V)
-            y = tl.dot(tl.trans(dropped), _finite(d, projected.rows), input_precision=plan.blocks.precision)
+            y = tl.dot(tl.trans(dropped), finite(d, dtype), input_precision=plan.blocks.precision)
             store_rows(out + (start + 2 * plan.K), columns, y, plan.V)
             if outside is not None:
                 _store_outside(outside, start + 2 * plan.K, columns, dropped_outside[:, None] * d, plan.V, plan)
@@ -103,11 +93,11 @@ def attend_back(
             columns = c + tl.arange(0, plan.key_columns)
             q = head_part(projected, start, columns, plan.K)
             k = head_part(projected, start + plan.K, columns, plan.K)
-            y = tl.dot(d_scores, _finite(k, projected.rows), input_precision=plan.blocks.precision)
+            y = tl.dot(d_scores, finite(k, dtype), input_precision=plan.blocks.precision)
             if outside is not None:
                 other = load_rows(projected.outside + (start + plan.K), columns, plan.K).to(tl.float32)
                 y += d_outside[:, None] * other
                 _store_outside(outside, start + plan.K, columns, d_outside[:, None] * q, plan.K, plan)
             store_rows(out + start, columns, y, plan.K)
-            y = tl.dot(tl.trans(d_scores), _finite(q, projected.rows), input_precision=plan.blocks.precision)
+            y = tl.dot(tl.trans(d_scores), finite(q, dtype), input_precision=plan.blocks.precision)
             store_rows(out + (start + plan.K), columns, y, plan.K)

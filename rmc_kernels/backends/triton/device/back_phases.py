@@ -25,8 +25,8 @@ from rmc_kernels.backends.triton.device.tile import (
 @triton.jit
 def _scaled(d, x, columns, norm, WIDTH: tl.constexpr):
     """The normalised x without its affine, and the gradient `d` of the norm's output times gamma; [R, C]."""
-    mean, rstd, gamma, _ = norm
-    return (x.to(tl.float32) - mean[:, None]) * rstd[:, None], d * load_vector(gamma, columns, WIDTH)
+    mean, rstd, gamma, _, at = norm
+    return (x.to(tl.float32) - mean[:, None]) * rstd[:, None], d * load_vector(gamma + at, columns, WIDTH)
 
 
 @triton.jit
@@ -158,10 +158,11 @@ def hidden_back(d_layer, weight, relu, out, bounds, plan: tl.constexpr):
         relu: [R] pointers to the output of that ReLU.
         out: [R] pointers, compute dtype.
     """
-    a = resident(buffer_rows, d_layer, weight, plan.D, plan.blocks)
+    blocks: tl.constexpr = plan.blocks
+    a = resident(buffer_rows, d_layer, weight, plan.D, blocks)
     for c in tl.range(0, bounds.D, plan.blocks.columns, num_stages=plan.blocks.stages):
         columns = c + tl.arange(0, plan.blocks.columns)
-        d = product(buffer_rows, d_layer, a, weight, c, bounds.D, plan.D, plan.D, plan.blocks)
+        d = product(buffer_rows, d_layer, a, weight, c, bounds.D, plan.D, plan.D, blocks)
         d = tl.where(load_rows(relu, columns, plan.D).to(tl.float32) <= 0.0, 0.0, d)
         store_rows(out, columns, d.to(out.dtype.element_ty), plan.D)
 
@@ -179,10 +180,11 @@ def product_back(
         residual: [R] pointers to float32; None without one.
         out: [R] pointers, float32.
     """
-    a = resident(buffer_rows, d, weight, INNER, plan.blocks)
+    blocks: tl.constexpr = plan.blocks
+    a = resident(buffer_rows, d, weight, INNER, blocks)
     for c in tl.range(0, bounds.D, plan.blocks.columns, num_stages=plan.blocks.stages):
         columns = c + tl.arange(0, plan.blocks.columns)
-        y = product(buffer_rows, d, a, weight, c, bound, plan.D, INNER, plan.blocks)
+        y = product(buffer_rows, d, a, weight, c, bound, plan.D, INNER, blocks)
         if residual is not None:
             y += load_rows(residual, columns, plan.D)
         store_rows(out, columns, y, plan.D)
@@ -255,7 +257,8 @@ def leave_memory(
             without resets.
     """
     if plan.G:
-        a = resident(buffer_rows, d_gates, gate_weight, plan.G, plan.blocks)
+        blocks: tl.constexpr = plan.blocks
+        a = resident(buffer_rows, d_gates, gate_weight, plan.G, blocks)
     for c in range(0, bounds.D, plan.blocks.columns):
         columns = c + tl.arange(0, plan.blocks.columns)
         d = load_rows(outer, columns, plan.D)
@@ -265,7 +268,7 @@ def leave_memory(
             tl.store(at, d.to(d_input.dtype.element_ty), mask=written)
         d += load_rows(held, columns, plan.D)
         if plan.G:
-            y = product(buffer_rows, d_gates, a, gate_weight, c, bounds.G, plan.D, plan.G, plan.blocks)
+            y = product(buffer_rows, d_gates, a, gate_weight, c, bounds.G, plan.D, plan.G, blocks)
             old = tanh(load_memory(memory, columns, plan.D))
             d += y * (1.0 - old * old)
             store_rows(squashed, columns, old.to(squashed.dtype.element_ty), plan.D)

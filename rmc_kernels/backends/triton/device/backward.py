@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from rmc_kernels.backends.triton.device.attention import Projected
 from rmc_kernels.backends.triton.device.back_attention import Outside, attend_back
 from rmc_kernels.backends.triton.device.back_phases import (
     hidden_back,
@@ -22,16 +23,19 @@ from rmc_kernels.backends.triton.device.back_phases import (
     product_back,
 )
 from rmc_kernels.backends.triton.device.forward import RUN_TIME
-from rmc_kernels.backends.triton.device.operands import buffer_rows, memory_rows
+from rmc_kernels.backends.triton.device.operands import Memory, buffer_rows, memory_rows
 from rmc_kernels.backends.triton.device.phases import Bounds
 from rmc_kernels.backends.triton.device.step import (
     ATTENTION,
+    MARKS,
     MLP,
-    from_input,
-    incoming_memory,
-    kept_norm,
+    QKV,
+    factor_rows,
+    input_rows,
+    is_reset,
     kept_of,
-    projected,
+    kept_statistics,
+    rows_before,
 )
 from rmc_kernels.backends.triton.device.tile import tile_rows
 
@@ -120,7 +124,6 @@ def backward(
     element = tl.program_id(0) * (plan.blocks.rows // plan.padded) + tl.arange(0, plan.blocks.rows) // plan.padded
     is_input = (element < batch) & (within >= plan.N) & (within < plan.live)
     own = tl.program_id(0) * (plan.blocks.rows // plan.padded) + tl.arange(0, plan.blocks.rows // plan.padded)
-    length = None
     if lengths is not None:
         length = tl.load(lengths + rows.element)
 
@@ -130,19 +133,31 @@ def backward(
         alive = None
         if lengths is not None:
             alive = t < length
-        incoming = incoming_memory(rows, t, steps, memory, memories, length, resets, reset_memory, plan)
+        reset = None
+        reset_rows = None
+        if resets is not None:
+            reset = is_reset(resets, step, alive)
+            reset_rows = reset_memory + rows.memory * D
+        before = rows_before(rows, t, steps, memory, memories, plan)
+        incoming = Memory(before, reset, reset_rows, rows.is_memory if plan.inputs_in_tile else None)
         kept = kept_of(kind, wide, marks, tl.cast(t - kept_first, tl.int64), total, rows, plan)
-        given = from_input(rows, t, steps, inputs, input_gates, mask, plan)
+        factors = None
+        factors_outside = None
+        if mask is not None:
+            factors, factors_outside = factor_rows(rows, step, mask, plan)
+        from_input = None
+        if input_gates is not None:
+            from_input = input_gates + step * plan.G
         here = tl.cast(t - first, tl.int64)
         step_work = work + (here * total + rows.scratch) * plan.work_width
         step_sums = sums + (here * tl.num_programs(0) + tl.program_id(0)) * plan.sums_width
         d_gates = step_work + plan.d_gates_at
         last = blocks_bound - 1
+        mean, rstd = kept_statistics(kept, MLP, last, plan)
         leave_gates(
             rows, incoming, alive, carry + (t + 1) % 2 * half, grad + (step * plan.N + slot) * D,
-            kept.wide + last * plan.block_wide + plan.candidate_at,
-            kept_norm(kept, MLP, last, mlp_gamma, mlp_beta, D, plan), kept.wide + plan.gates_at, given.gates,
-            input_bias, forget_bias, outer, held, d_gates, bounds, plan,
+            kept.wide + last * plan.block_wide + plan.candidate_at, (mean, rstd, mlp_gamma, mlp_beta, last * D),
+            kept.wide + plan.gates_at, from_input, input_bias, forget_bias, outer, held, d_gates, bounds, plan,
         )  # fmt: skip
         tl.debug_barrier()
         for reverse in tl.range(blocks_bound, disable_licm=True):
@@ -156,7 +171,8 @@ def backward(
 
             top: tl.constexpr = plan.layers - 1
             relu = hidden + top * D if plan.ends_in_relu else None
-            mlp_norm = kept_norm(kept, MLP, block, mlp_gamma, mlp_beta, D, plan)
+            mean, rstd = kept_statistics(kept, MLP, block, plan)
+            mlp_norm = (mean, rstd, mlp_gamma, mlp_beta, block * D)
             leave_mlp(
                 outer, z + plan.candidate_at, mlp_norm, relu, inner, d_mlp + top * D, block_sums + plan.mlp_sums_at,
                 bounds, plan,
@@ -173,7 +189,8 @@ def backward(
             product_back(d_mlp, mlp_back, D, bounds.D, inner, outer, bounds, plan)
             tl.debug_barrier()
 
-            attention_norm = kept_norm(kept, ATTENTION, block, attention_gamma, attention_beta, D, plan)
+            mean, rstd = kept_statistics(kept, ATTENTION, block, plan)
+            attention_norm = (mean, rstd, attention_gamma, attention_beta, block * D)
             captured = z + plan.entered_at if plan.inputs_in_tile else incoming
             d_heads = block_work + plan.d_heads_at if plan.projection else None
             leave_attention(
@@ -186,16 +203,21 @@ def backward(
                 product_back(d_heads, heads_back, D, bounds.D, None, outer, bounds, plan)
                 tl.debug_barrier()
                 from_heads = outer
-            attended = projected(kept, block, given, qkv_gamma, qkv_beta, plan)
+            mean, rstd = kept_statistics(kept, QKV, block, plan)
+            affine_at = block * plan.F
+            projected = Projected(
+                block_kind, kept.marks + block * MARKS * kept.total, mean, rstd, qkv_gamma, qkv_beta, affine_at,
+                None if plan.inputs_in_tile else input_rows(rows, step, inputs, plan),
+            )  # fmt: skip
             outside = None
             if not plan.inputs_in_tile:
                 outside = Outside(d_inputs + (tl.cast(own, tl.int64) * steps + t) * plan.F, own < batch)
             attend_back(
-                attended, same, given.factors, given.factors_outside, from_heads, d_normal, outside, bounds, plan,
+                projected, same, factors, factors_outside, from_heads, d_normal, outside, bounds, plan,
             )  # fmt: skip
             tl.debug_barrier()
-            qkv_norm = (attended.mean, attended.rstd, attended.gamma, attended.beta)
-            leave_qkv(d_normal, attended.rows, qkv_norm, d_qkv, block_sums, bounds, plan)
+            qkv_norm = (mean, rstd, qkv_gamma, qkv_beta, affine_at)
+            leave_qkv(d_normal, block_kind, qkv_norm, d_qkv, block_sums, bounds, plan)
             tl.debug_barrier()
             product_back(
                 d_qkv, qkv_back + block * (plan.F * D), plan.F, bounds.F, inner if plan.residual else None, outer,

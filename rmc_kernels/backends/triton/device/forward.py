@@ -20,6 +20,7 @@ from rmc_kernels.backends.triton.device.phases import (
     project_qkv,
     update,
 )
+from rmc_kernels.backends.triton.device.step import factor_rows, is_reset
 from rmc_kernels.backends.triton.device.tile import no_statistics, tile_rows
 
 #: Run-time arguments that must not be specialised: one compilation serves every batch size and length, and loops over
@@ -28,14 +29,6 @@ RUN_TIME = [
     "batch", "steps", "blocks_bound", "layers_bound", "d_bound", "f_bound", "g_bound", "heads_bound", "k_bound",
     "v_bound",
 ]  # fmt: skip
-
-
-@triton.jit
-def _at(pointer, block, width):
-    """The part of a stacked parameter that belongs to a block; None stays None."""
-    if pointer is not None:
-        pointer += block * width
-    return pointer
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -147,9 +140,7 @@ def forward(
         reset = None
         reset_rows = None
         if resets is not None:
-            reset = tl.load(resets + step) != 0
-            if lengths is not None:
-                reset = reset & alive
+            reset = is_reset(resets, step, alive)
             reset_rows = reset_memory + rows.memory * D
         incoming = Memory(before, reset, reset_rows, rows.is_memory if plan.inputs_in_tile else None)
 
@@ -159,7 +150,7 @@ def forward(
         for block in range(blocks_bound):
             if plan.inputs_in_tile:
                 u = inputs + (step * plan.n + tl.maximum(rows.slot - plan.N, 0)) * D
-                left = (mean, rstd, _at(mlp_gamma, block - 1, D), _at(mlp_beta, block - 1, D))
+                left = (mean, rstd, mlp_gamma, mlp_beta, (block - 1) * D)
                 enter_block(incoming, u, rows.is_memory == 0, candidate, left, block == 0, entered, bounds, plan)
                 tl.debug_barrier()
                 captured = entered
@@ -172,14 +163,11 @@ def forward(
             tl.debug_barrier()
 
             outside = None if plan.inputs_in_tile else inputs + step * F
-            gamma, beta = _at(qkv_gamma, block, F), _at(qkv_beta, block, F)
-            projected = Projected(qkv, tile_flaws, mean, rstd, gamma, beta, outside)
+            projected = Projected(qkv, tile_flaws, mean, rstd, qkv_gamma, qkv_beta, block * F, outside)
             factors = None
             factors_outside = None
             if mask is not None:
-                first_head = mask + (step * (plan.heads * plan.N) + slot) * plan.S
-                factors = first_head[:, None] + rows.slot[None, :]
-                factors_outside = first_head + plan.N
+                factors, factors_outside = factor_rows(rows, step, mask, plan)
             if heads_weight is None:
                 mean, rstd = attend(
                     projected, same, factors, factors_outside, residual, captured, z, bounds, plan,
@@ -194,7 +182,7 @@ def forward(
                 )  # fmt: skip
             tl.debug_barrier()
 
-            norm = (mean, rstd, _at(attention_gamma, block, D), _at(attention_beta, block, D))
+            norm = (mean, rstd, attention_gamma, attention_beta, block * D)
             normal = (z, norm)
             if plan.layers > 1:
                 hidden_layer(normal_rows, normal, mlp_weight, mlp_bias, hidden, bounds, plan)
@@ -218,7 +206,7 @@ def forward(
                 )  # fmt: skip
             tl.debug_barrier()
 
-        last = (mean, rstd, _at(mlp_gamma, blocks_bound - 1, D), _at(mlp_beta, blocks_bound - 1, D))
+        last = (mean, rstd, mlp_gamma, mlp_beta, (blocks_bound - 1) * D)
         from_input = None
         if gates is not None:
             from_input = input_gates + step * plan.G

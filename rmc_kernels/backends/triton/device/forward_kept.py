@@ -12,9 +12,11 @@ from rmc_kernels.backends.triton.device.step import (
     MLP,
     Weights,
     activate,
-    from_input,
-    kept_norm,
+    factor_rows,
+    input_rows,
+    is_reset,
     kept_of,
+    kept_statistics,
 )
 from rmc_kernels.backends.triton.device.tile import tile_rows
 
@@ -87,22 +89,30 @@ def forward_kept(
         reset = None
         reset_rows = None
         if resets is not None:
-            reset = tl.load(resets + step) != 0
-            if lengths is not None:
-                reset = reset & alive
+            reset = is_reset(resets, step, alive)
             reset_rows = reset_memory + rows.memory * plan.D
         incoming = Memory(before, reset, reset_rows, rows.is_memory if plan.inputs_in_tile else None)
         kept = kept_of(kind, wide, marks, tl.cast(t, tl.int64), total, rows, plan)
-        given = from_input(rows, t, steps, inputs, input_gates, mask, plan)
-        activate(rows, same, incoming, given, weights, kept, blocks_bound, layers_bound, bounds, plan)
+        factors = None
+        factors_outside = None
+        if mask is not None:
+            factors, factors_outside = factor_rows(rows, step, mask, plan)
+        from_input = None
+        if input_gates is not None:
+            from_input = input_gates + step * plan.G
+        activate(
+            rows, same, incoming, input_rows(rows, step, inputs, plan), factors, factors_outside, weights, kept,
+            blocks_bound, layers_bound, bounds, plan,
+        )  # fmt: skip
 
         last = blocks_bound - 1
-        norm = kept_norm(kept, MLP, last, mlp_gamma, mlp_beta, plan.D, plan)
+        mean, rstd = kept_statistics(kept, MLP, last, plan)
+        norm = (mean, rstd, mlp_gamma, mlp_beta, last * plan.D)
         candidate = kept.wide + last * plan.block_wide + plan.candidate_at
         gates = kept.wide + plan.gates_at
         after = out + (step * plan.N + slot) * plan.D
         update(
-            rows, incoming, alive, candidate, norm, gates, given.gates, input_bias, forget_bias, after, bounds, plan,
+            rows, incoming, alive, candidate, norm, gates, from_input, input_bias, forget_bias, after, bounds, plan,
         )  # fmt: skip
         before = after
         tl.debug_barrier()

@@ -76,12 +76,13 @@ def project_qkv(operand: tl.constexpr, captured, weight, bias, out, flaws, bound
     Returns:
         mean and rstd, [R], of each row.
     """
-    a = resident(operand, captured, weight, plan.D, plan.blocks)
+    blocks: tl.constexpr = plan.blocks
+    a = resident(operand, captured, weight, plan.D, blocks)
     mean, squares = no_statistics(plan.blocks.rows)
     flaw = tl.full((plan.blocks.rows,), 0.0, tl.float32)
     for c in tl.range(0, bounds.F, plan.blocks.columns, num_stages=plan.blocks.stages):
         columns = c + tl.arange(0, plan.blocks.columns)
-        y = product(operand, captured, a, weight, c, bounds.D, plan.F, plan.D, plan.blocks)
+        y = product(operand, captured, a, weight, c, bounds.D, plan.F, plan.D, blocks)
         y += load_vector(bias, columns, plan.F)
         mean, squares = join_statistics(mean, squares, c, y, c, plan.F)
         kept = y.to(out.dtype.element_ty)
@@ -99,10 +100,11 @@ def gate_terms(memory, weight, bias, out, bounds, plan: tl.constexpr):
         weight, bias: [G, D], [G].
         out: [R] pointers, float32.
     """
-    a = resident(tanh_memory_rows, memory, weight, plan.D, plan.blocks)
+    blocks: tl.constexpr = plan.blocks
+    a = resident(tanh_memory_rows, memory, weight, plan.D, blocks)
     for c in tl.range(0, bounds.G, plan.blocks.columns, num_stages=plan.blocks.stages):
         columns = c + tl.arange(0, plan.blocks.columns)
-        y = product(tanh_memory_rows, memory, a, weight, c, bounds.D, plan.G, plan.D, plan.blocks)
+        y = product(tanh_memory_rows, memory, a, weight, c, bounds.D, plan.G, plan.D, blocks)
         store_rows(out, columns, y + load_vector(bias, columns, plan.G), plan.G)
 
 
@@ -118,10 +120,11 @@ def project_heads(
         residual, residual_captured: operand function of the rows that are added; None for none.
         out: [R] pointers, float32.
     """
-    a = resident(operand, captured, weight, plan.D, plan.blocks)
+    blocks: tl.constexpr = plan.blocks
+    a = resident(operand, captured, weight, plan.D, blocks)
     for c in tl.range(0, bounds.D, plan.blocks.columns, num_stages=plan.blocks.stages):
         columns = c + tl.arange(0, plan.blocks.columns)
-        y = product(operand, captured, a, weight, c, bounds.D, plan.D, plan.D, plan.blocks)
+        y = product(operand, captured, a, weight, c, bounds.D, plan.D, plan.D, blocks)
         y += load_vector(bias, columns, plan.D)
         if residual is not None:
             y += residual(columns, residual_captured, plan.D)
@@ -136,10 +139,11 @@ def hidden_layer(operand: tl.constexpr, captured, weight, bias, out, bounds, pla
         weight, bias: [D, D], [D].
         out: [R] pointers, compute dtype.
     """
-    a = resident(operand, captured, weight, plan.D, plan.blocks)
+    blocks: tl.constexpr = plan.blocks
+    a = resident(operand, captured, weight, plan.D, blocks)
     for c in tl.range(0, bounds.D, plan.blocks.columns, num_stages=plan.blocks.stages):
         columns = c + tl.arange(0, plan.blocks.columns)
-        y = product(operand, captured, a, weight, c, bounds.D, plan.D, plan.D, plan.blocks)
+        y = product(operand, captured, a, weight, c, bounds.D, plan.D, plan.D, blocks)
         y = tl.maximum(y + load_vector(bias, columns, plan.D), 0.0, propagate_nan=tl.PropagateNan.ALL)
         store_rows(out, columns, y.to(out.dtype.element_ty), plan.D)
 
@@ -159,11 +163,12 @@ def last_layer(
     Returns:
         mean and rstd, [R], of each row.
     """
-    a = resident(operand, captured, weight, plan.D, plan.blocks)
+    blocks: tl.constexpr = plan.blocks
+    a = resident(operand, captured, weight, plan.D, blocks)
     mean, squares = no_statistics(plan.blocks.rows)
     for c in tl.range(0, bounds.D, plan.blocks.columns, num_stages=plan.blocks.stages):
         columns = c + tl.arange(0, plan.blocks.columns)
-        y = product(operand, captured, a, weight, c, bounds.D, plan.D, plan.D, plan.blocks)
+        y = product(operand, captured, a, weight, c, bounds.D, plan.D, plan.D, blocks)
         y += load_vector(bias, columns, plan.D)
         if plan.ends_in_relu:
             y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)

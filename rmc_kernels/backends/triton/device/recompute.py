@@ -6,8 +6,17 @@ import triton
 import triton.language as tl
 
 from rmc_kernels.backends.triton.device.forward import RUN_TIME
+from rmc_kernels.backends.triton.device.operands import Memory
 from rmc_kernels.backends.triton.device.phases import Bounds
-from rmc_kernels.backends.triton.device.step import Weights, activate, from_input, incoming_memory, kept_of
+from rmc_kernels.backends.triton.device.step import (
+    Weights,
+    activate,
+    factor_rows,
+    input_rows,
+    is_reset,
+    kept_of,
+    rows_before,
+)
 from rmc_kernels.backends.triton.device.tile import tile_rows
 
 
@@ -68,12 +77,25 @@ def recompute(
         mlp_weight, mlp_bias, mlp_gamma, mlp_beta, gate_weight, gate_bias,
     )  # fmt: skip
     rows, same = tile_rows(batch, plan)
-    length = None
+    here = tl.program_id(1)
+    t = first + here
+    step = rows.element * steps + t
+    alive = None
     if lengths is not None:
-        length = tl.load(lengths + rows.element)
-    step = tl.program_id(1)
-    t = first + step
-    memory_in = incoming_memory(rows, t, steps, memory, memories, length, resets, reset_memory, plan)
-    given = from_input(rows, t, steps, inputs, input_gates, mask, plan)
-    kept = kept_of(kind, wide, marks, step.to(tl.int64), total, rows, plan)
-    activate(rows, same, memory_in, given, weights, kept, blocks_bound, layers_bound, bounds, plan)
+        alive = t < tl.load(lengths + rows.element)
+    reset = None
+    reset_rows = None
+    if resets is not None:
+        reset = is_reset(resets, step, alive)
+        reset_rows = reset_memory + rows.memory * plan.D
+    before = rows_before(rows, t, steps, memory, memories, plan)
+    incoming = Memory(before, reset, reset_rows, rows.is_memory if plan.inputs_in_tile else None)
+    factors = None
+    factors_outside = None
+    if mask is not None:
+        factors, factors_outside = factor_rows(rows, step, mask, plan)
+    kept = kept_of(kind, wide, marks, here.to(tl.int64), total, rows, plan)
+    activate(
+        rows, same, incoming, input_rows(rows, step, inputs, plan), factors, factors_outside, weights, kept,
+        blocks_bound, layers_bound, bounds, plan,
+    )  # fmt: skip

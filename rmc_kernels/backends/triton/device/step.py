@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from rmc_kernels.backends.triton.device.attention import Projected, attend
-from rmc_kernels.backends.triton.device.operands import Memory, buffer_rows, memory_rows, normal_rows
+from rmc_kernels.backends.triton.device.operands import buffer_rows, memory_rows, normal_rows
 from rmc_kernels.backends.triton.device.phases import (
     enter_block,
     gate_terms,
@@ -53,7 +53,7 @@ class Kept(NamedTuple):
         wide: [R] pointers to rows in float32.
         marks: pointer to the marks of the tile's first row; the next mark of a row is `total` further, the next block
             `MARKS` times that.
-        total: rows of a step.
+        total: rows of a step, int64.
     """
 
     kind: tl.tensor
@@ -62,52 +62,23 @@ class Kept(NamedTuple):
     total: tl.tensor
 
 
-class FromInput(NamedTuple):
-    """What a step takes from outside the recurrence.
-
-    Attributes:
-        rows: [R] pointers to u [D] where input rows are in the tile, to the input row's normalised queries, keys and
-            values [F] otherwise.
-        gates: [R] pointers to the input's gate terms [G]; None without gates.
-        factors: [R, R] pointers to the factors of the first head's attention weights; None without.
-        factors_outside: [R] pointers to those of the row outside; None without.
-    """
-
-    rows: tl.tensor
-    gates: tl.tensor
-    factors: tl.tensor
-    factors_outside: tl.tensor
-
-
 @triton.jit
-def _of_block(pointer, block, width):
-    """The part of a stacked parameter that belongs to a block; None stays None."""
-    if pointer is not None:
-        pointer += block * width
-    return pointer
-
-
-@triton.jit
-def incoming_memory(rows, t, steps, memory, memories, length, resets, reset_memory, plan: tl.constexpr):
-    """The `Memory` that came into step `t` of a sequence whose memories are known.
-
-    Args:
-        length: [R] of the elements; None where all have all steps.
-
-    The others are those of `backward`.
-    """
+def rows_before(rows, t, steps, memory, memories, plan: tl.constexpr):
+    """[R] pointers to the memory before step `t` of a sequence whose memories are known; arguments as in `backward`."""
     before = memory + rows.memory * plan.D
     if t > 0:
         step = rows.element * steps + (t - 1)
         before = memories + (step * plan.N + tl.minimum(rows.slot, plan.N - 1)) * plan.D
-    reset = None
-    reset_rows = None
-    if resets is not None:
-        reset = tl.load(resets + rows.element * steps + t) != 0
-        if length is not None:
-            reset = reset & (t < length)
-        reset_rows = reset_memory + rows.memory * plan.D
-    return Memory(before, reset, reset_rows, rows.is_memory if plan.inputs_in_tile else None)
+    return before
+
+
+@triton.jit
+def is_reset(resets, step, alive):
+    """[R], whether an element starts over before its step `step`, [R]; `alive` as in `update`."""
+    reset = tl.load(resets + step) != 0
+    if alive is not None:
+        reset = reset & alive
+    return reset
 
 
 @triton.jit
@@ -124,40 +95,37 @@ def kept_of(kind, wide, marks, step, total, rows, plan: tl.constexpr):
     """
     row = step * total + rows.scratch
     of_tile = marks + step * total * (plan.num_blocks * MARKS) + tl.program_id(0) * plan.blocks.rows
-    return Kept(kind + row * plan.kind_width, wide + row * plan.wide_width, of_tile, total)
+    return Kept(kind + row * plan.kind_width, wide + row * plan.wide_width, of_tile, tl.cast(total, tl.int64))
 
 
 @triton.jit
-def from_input(rows, t, steps, inputs, input_gates, mask, plan: tl.constexpr):
-    """The `FromInput` of step `t`; arguments as in `forward`."""
-    step = rows.element * steps + t
+def input_rows(rows, step, inputs, plan: tl.constexpr):
+    """[R] pointers to what stands in `inputs` of step `step`, [R]; arguments as in `forward`."""
     if plan.inputs_in_tile:
         at = inputs + (step * plan.n + tl.maximum(rows.slot - plan.N, 0)) * plan.D
     else:
         at = inputs + step * plan.F
-    gates = None
-    if input_gates is not None:
-        gates = input_gates + step * plan.G
-    factors = None
-    factors_outside = None
-    if mask is not None:
-        slot = tl.minimum(rows.slot, plan.N - 1)
-        first_head = mask + (step * (plan.heads * plan.N) + slot) * plan.S
-        factors = first_head[:, None] + rows.slot[None, :]
-        factors_outside = first_head + plan.N
-    return FromInput(at, gates, factors, factors_outside)
+    return at
 
 
 @triton.jit
-def kept_norm(kept, which, block, gamma, beta, WIDTH: tl.constexpr, plan: tl.constexpr):
-    """A norm of a block, see `normalise`, with the mean and rstd that were kept.
+def factor_rows(rows, step, mask, plan: tl.constexpr):
+    """Pointers to the first head's factors of attention weights, [R, R], and to those of the row outside, [R].
 
     Args:
-        which: `QKV`, `ATTENTION` or `MLP`.
-        gamma, beta: of all blocks, [blocks, WIDTH]; None without that norm.
+        step: [R], of the sequence.
+        mask: as in `forward`.
     """
+    slot = tl.minimum(rows.slot, plan.N - 1)
+    first_head = mask + (step * (plan.heads * plan.N) + slot) * plan.S
+    return first_head[:, None] + rows.slot[None, :], first_head + plan.N
+
+
+@triton.jit
+def kept_statistics(kept, which, block, plan: tl.constexpr):
+    """Mean and rstd, [R] each, that were kept of a norm of a block: `QKV`, `ATTENTION` or `MLP`."""
     at = kept.marks + (block * MARKS + which) * kept.total + tl.arange(0, plan.blocks.rows)
-    return tl.load(at), tl.load(at + kept.total), _of_block(gamma, block, WIDTH), _of_block(beta, block, WIDTH)
+    return tl.load(at), tl.load(at + kept.total)
 
 
 @triton.jit
@@ -168,24 +136,17 @@ def _keep(kept, which, block, mean, rstd, plan: tl.constexpr):
 
 
 @triton.jit
-def projected(kept, block, given, gamma, beta, plan: tl.constexpr):
-    """The `Projected` of a block whose queries, keys and values are kept."""
-    flaws = kept.marks + block * MARKS * kept.total
-    mean, rstd, gamma, beta = kept_norm(kept, QKV, block, gamma, beta, plan.F, plan)
-    outside = None if plan.inputs_in_tile else given.rows
-    return Projected(kept.kind + block * plan.block_kind, flaws, mean, rstd, gamma, beta, outside)
-
-
-@triton.jit
 def activate(
-    rows, same, memory, given, weights, kept, blocks_bound, layers_bound, bounds, plan: tl.constexpr,
+    rows, same, memory, inputs, factors, factors_outside, weights, kept, blocks_bound, layers_bound, bounds,
+    plan: tl.constexpr,
 ):  # fmt: skip
     """Every phase of a step but `update`; ends with a barrier.
 
     Args:
         rows, same: of `tile_rows`.
         memory: the `Memory` that comes in.
-        given: `FromInput`.
+        inputs: of `input_rows`.
+        factors, factors_outside: of `factor_rows`; None without a mask.
         weights, kept: `Weights`, `Kept`.
         blocks_bound, layers_bound, bounds, plan: see `forward`.
     """
@@ -202,9 +163,10 @@ def activate(
         if plan.inputs_in_tile:
             captured = z + plan.entered_at
             before = tl.maximum(block - 1, 0)
-            left = kept_norm(kept, MLP, before, weights.mlp_gamma, weights.mlp_beta, D, plan)
+            mean, rstd = kept_statistics(kept, MLP, before, plan)
+            left = (mean, rstd, weights.mlp_gamma, weights.mlp_beta, before * D)
             enter_block(
-                memory, given.rows, rows.is_memory == 0, candidate - plan.block_wide, left, block == 0, captured,
+                memory, inputs, rows.is_memory == 0, candidate - plan.block_wide, left, block == 0, captured,
                 bounds, plan,
             )  # fmt: skip
             tl.debug_barrier()
@@ -217,11 +179,14 @@ def activate(
         _keep(kept, QKV, block, mean, rstd, plan)
         tl.debug_barrier()
 
-        attended = projected(kept, block, given, weights.qkv_gamma, weights.qkv_beta, plan)
+        outside = None if plan.inputs_in_tile else inputs
+        projected = Projected(
+            kind, kept.marks + block * MARKS * kept.total, mean, rstd, weights.qkv_gamma, weights.qkv_beta,
+            block * plan.F, outside,
+        )  # fmt: skip
         if plan.projection:
             attend(
-                attended, same, given.factors, given.factors_outside, None, captured, kind + plan.heads_at, bounds,
-                plan,
+                projected, same, factors, factors_outside, None, captured, kind + plan.heads_at, bounds, plan,
             )  # fmt: skip
             tl.debug_barrier()
             project_heads(
@@ -230,12 +195,13 @@ def activate(
             )  # fmt: skip
         else:
             mean, rstd = attend(
-                attended, same, given.factors, given.factors_outside, residual, captured, z, bounds, plan,
+                projected, same, factors, factors_outside, residual, captured, z, bounds, plan,
             )  # fmt: skip
             _keep(kept, ATTENTION, block, mean, rstd, plan)
         tl.debug_barrier()
 
-        norm = kept_norm(kept, ATTENTION, block, weights.attention_gamma, weights.attention_beta, D, plan)
+        mean, rstd = kept_statistics(kept, ATTENTION, block, plan)
+        norm = (mean, rstd, weights.attention_gamma, weights.attention_beta, block * D)
         normal = (z, norm)
         if plan.layers > 1:
             hidden_layer(normal_rows, normal, weights.mlp_weight, weights.mlp_bias, hidden, bounds, plan)

@@ -74,6 +74,16 @@ def load_rows(pointers, columns, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def finite(x, dtype: tl.constexpr):
+    """The numbers x in `dtype`, 0 in place of what is not finite there.
+
+    In a product it would cross over to the tile's other elements, whose weights are 0.
+    """
+    x = x.to(dtype).to(tl.float32)
+    return tl.where(tl.abs(x) < float("inf"), x, 0.0).to(dtype)
+
+
+@triton.jit
 def store_rows(pointers, columns, x, WIDTH: tl.constexpr):
     """Store x [R, C] in columns [C] of the rows at pointers [R]; nothing from column `WIDTH` on."""
     at = pointers[:, None] + columns[None, :]
@@ -99,16 +109,16 @@ def normalise(x, columns, norm, WIDTH: tl.constexpr):
 
     Args:
         x: [R, C].
-        columns: [C], relative to `gamma` and `beta`.
-        norm: `(mean [R], rstd [R], gamma, beta)`; the last two point at the affine of `WIDTH` columns, or are None
-            where the variant has no such norm: then x as it is.
+        columns: [C], relative to the affine.
+        norm: `(mean [R], rstd [R], gamma, beta, at)`; the affine's `WIDTH` columns stand `at` elements after gamma and
+            beta, which are None where the variant has no such norm: then x as it is.
         WIDTH: columns from here on become 0.
     """
-    mean, rstd, gamma, beta = norm
+    mean, rstd, gamma, beta, at = norm
     x = x.to(tl.float32)
     if gamma is not None:
         x = (x - mean[:, None]) * rstd[:, None]
-        x = x * load_vector(gamma, columns, WIDTH) + load_vector(beta, columns, WIDTH)
+        x = x * load_vector(gamma + at, columns, WIDTH) + load_vector(beta + at, columns, WIDTH)
     return x
 
 
