@@ -47,7 +47,7 @@ def relational_memory(
             Resets past the length are ignored.
         reset_memory: [B, N, D], or [N, D] for every element alike; needed with `resets`, refused without.
         dropout_mask: [B, T, H, N, S] factors by which the attention weights are multiplied, of x's dtype, or None.
-            For one-block cells other than l0sg.
+            For one-block cells other than l0sg. It gets a gradient by the reference only.
         backend: "auto", "triton", "cpu" or "reference"; `explain` tells what "auto" takes.
         recompute: what a fused backend keeps for its backward pass: "full" keeps only the memories and computes each
             step again, "none" keeps the activations too. The reference ignores it.
@@ -238,6 +238,11 @@ def checked_lengths(lengths: Tensor | None, batch: int, steps: int, x: Tensor) -
 
 def _fused(spec: CellSpec, backend: str, call: Call, save: bool) -> Tensor:
     """The memories of `call` by a fused backend, under autograd where something needs a gradient."""
+    if call.dropout_mask is not None and call.dropout_mask.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f'dropout_mask takes a tensor without requires_grad in the "{backend}" backend, which gives it no '
+            'gradient; got one with: use backend="reference"'
+        )
     reset_memory = call.reset_memory
     if reset_memory is call.memory:  # torch.compile takes no autograd.Function with the same tensor twice
         reset_memory = call.memory.view_as(call.memory)

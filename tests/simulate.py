@@ -9,6 +9,7 @@ ones are of every kind. Exit code 1 where one is wrong or has a race.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import time
 from collections import Counter
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from rmc_kernels import backends
 from rmc_kernels.backends.reference import unroll
-from rmc_kernels.backends.triton import device, tiles
+from rmc_kernels.backends.triton import device, kept, launch, plan, tiles
 from rmc_kernels.verify import Case as VerifyCase
 from rmc_kernels.verify import baseline, check_case, criterion
 from tests.cases import SPECS, Case, draw
@@ -88,11 +89,11 @@ def backward(name: str, dtype: str, target: str) -> Work:
     spec = SPECS[name]
     case = draw(spec, ("lengths", "resets"), batch=5, steps=2, dtype=getattr(torch, dtype))
     work = Work()
-    for kept in (False, True):
+    for saved in (False, True):
         found = []
         for schedule in _SCHEDULES:
             with simulated(target, schedule, seed=len(name)) as reports:
-                found.append(_gradients(case, kept))
+                found.append(_gradients(case, saved))
             work.add(reports)
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     verified = VerifyCase(
@@ -107,9 +108,9 @@ def backward(name: str, dtype: str, target: str) -> Work:
     return work
 
 
-def _gradients(case: Case, kept: bool) -> list[Tensor]:
+def _gradients(case: Case, saved: bool) -> list[Tensor]:
     call = case.call()
-    memories, activations = TRITON.forward(case.spec, call, kept)
+    memories, activations = TRITON.forward(case.spec, call, saved)
     grad = torch.randn(memories.shape, generator=torch.Generator().manual_seed(1))
     needs = [True, True, call.reset_memory is not None, *[True] * len(call.params)]
     found = TRITON.backward(case.spec, call, memories, activations, grad, needs)
@@ -143,7 +144,8 @@ def sources(run: Callable[[str, str, str], Work]) -> str:
     files = sorted(Path(device.__file__).parent.glob("*.py"))
     texts = [path.read_bytes() for path in files if run is backward or path.stem not in _BACKWARD_FILES]
     tables = [tiles.TABLE, tiles.PROJECTION, *([tiles.BACKWARD] if run is backward else [])]
-    digest = sha256(b"".join([*texts, repr(tables).encode()])).hexdigest()
+    layouts = [inspect.getsource(each) for each in (plan, kept, launch.compiler_options)]
+    digest = sha256(b"".join([*texts, repr(tables).encode(), *map(str.encode, layouts)])).hexdigest()
     return f"triton {triton.__version__}, {digest[:16]}"
 
 
@@ -155,9 +157,9 @@ def main() -> int:
     given = parser.parse_args()
     deadline = time.monotonic() + 60 * given.minutes
     chosen = [cell for cell in cells() if str(cell).startswith(given.only)]
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     names = {str(cell): sources(cell.run) for cell in cells()}
-    found = {name: value for name, value in kept.items() if value["sources"] == names.get(name)}
+    found = {name: value for name, value in before.items() if value["sources"] == names.get(name)}
     for cell in chosen:
         if str(cell) in found or time.monotonic() > deadline:
             continue

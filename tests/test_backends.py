@@ -186,6 +186,33 @@ def test_only_the_gradients_asked_for(backend: str, device: str, dtype: str) -> 
 
 
 @pytest.mark.parametrize("backend, device, dtype", FLOAT32)
+def test_gradients_are_contiguous_whatever_the_parameter_is(backend: str, device: str, dtype: str) -> None:
+    """As the operators' fakes say, by which torch.compile lays out memory."""
+    case = draw(SPECS["sonnet"], dtype=torch.float32)
+    weight = case.params["mlp.0.weight"]
+    case.params["mlp.0.weight"] = weight.detach().t().contiguous().t().requires_grad_()
+    assert not case.params["mlp.0.weight"].is_contiguous()
+    (found,) = torch.autograd.grad(case.through_function(backend).sum(), [case.params["mlp.0.weight"]])
+    assert found.is_contiguous()
+
+
+@pytest.mark.parametrize("backend, device, dtype", FLOAT32)
+def test_a_mask_that_wants_a_gradient_is_refused(backend: str, device: str, dtype: str) -> None:
+    case = draw(SPECS["r2gen"], dtype=torch.float32)
+    shape = (*case.x.shape[:2], case.spec.num_heads, case.spec.mem_slots, case.spec.total_rows)
+    case.options["dropout_mask"] = torch.ones(shape, requires_grad=True)
+    if backend == "reference":
+        memories, _ = relational_memory(**case.arguments(), backend=backend)
+        (found,) = torch.autograd.grad(memories.sum(), [case.options["dropout_mask"]])
+        assert found.abs().sum() > 0
+        return
+    with pytest.raises(ValueError, match="dropout_mask takes a tensor without requires_grad"):
+        relational_memory(**case.arguments(), backend=backend)
+    with torch.no_grad():
+        relational_memory(**case.arguments(), backend=backend)
+
+
+@pytest.mark.parametrize("backend, device, dtype", FLOAT32)
 def test_double_backward_names_the_reference(backend: str, device: str, dtype: str) -> None:
     case = draw(SPECS["sonnet"], dtype=torch.float32, requires_grad=True)
     (grad,) = torch.autograd.grad(case.through_function(backend).square().sum(), [case.x], create_graph=True)

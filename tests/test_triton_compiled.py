@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+from dataclasses import replace
 from importlib.util import find_spec
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
@@ -15,9 +18,14 @@ if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None or t
     pytest.skip("for a process without a GPU that does not interpret", allow_module_level=True)
 
 import triton
+from triton.compiler import ASTSource
 
-from rmc_kernels import CellSpec, backends
-from rmc_kernels.backends.triton import tiles
+from rmc_kernels import CellSpec, backends, explain
+from rmc_kernels.backends.triton import launch, tiles
+from rmc_kernels.backends.triton.activations import training_plan
+from rmc_kernels.backends.triton.device.forward_kept import forward_kept
+from rmc_kernels.backends.triton.plan import Plan
+from rmc_kernels.backends.triton.plan import _source as source_of_plan
 from rmc_kernels.backends.triton.tiles import BACKWARD, TABLE, Tile
 from tests.cases import SPECS, draw
 from tests.compile_matrix import MEASURED, Job, compile_jobs, load, sample, worse
@@ -33,6 +41,47 @@ def test_without_a_device_the_reason_is_given() -> None:
 def test_without_triton_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rmc_kernels.backends.triton.backend.find_spec", lambda name: None)
     assert TRITON.unavailable() == "triton is not installed"
+
+
+def test_a_triton_that_does_not_compile_the_kernels_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "__version__", "3.5.1")
+    reason = TRITON.unavailable()
+    assert reason == "the kernels take triton 3.6 or newer, got 3.5.1"
+    assert explain(SPECS["sonnet"], torch.zeros(1)).reasons["triton"] == reason
+
+
+def test_whatever_a_driver_raises_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's compiles C, which may fail in many ways."""
+
+    def fail() -> str:
+        raise CalledProcessError(1, ["gcc"])
+
+    monkeypatch.setattr(launch, "device_type", fail)
+    assert "gcc" in str(TRITON.unavailable())
+    assert explain(SPECS["sonnet"], torch.zeros(1)).backend != "triton"
+
+
+# -- Triton's cache ----------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_known_by_its_fields_and_by_what_computes_its_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = training_plan(SPECS["sonnet"], TABLE[0].tile, "ieee")
+    narrow = launch.plan_of(SPECS["sonnet"], TABLE[0].tile, "ieee")
+
+    def key(plan: Plan) -> str:
+        return str(ASTSource(forward_kept, {}, {"plan": plan}).hash())
+
+    assert key(plan) == key(replace(plan))
+    before = {key(plan), key(narrow), key(replace(plan, G=0))}
+    assert len(before) == 3
+    text = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda module: text(module).replace("3 * self.D", "4 * self.D"))
+    source_of_plan.cache_clear()
+    after = key(plan)
+    monkeypatch.undo()
+    source_of_plan.cache_clear()
+    assert after not in before
+    assert key(plan) in before
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

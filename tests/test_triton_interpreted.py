@@ -116,6 +116,35 @@ def test_what_is_not_finite_stays_in_its_batch_element(name: str, value: float) 
     assert torch.equal(memories[1].isfinite(), expected[1].isfinite())
 
 
+@pytest.mark.parametrize("name", ["sonnet", "blocks", "matrix"])
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_norm_that_is_not_finite_is_seen(name: str, part: str) -> None:
+    """In the values of a head, which no score depends on."""
+    case = draw(SPECS[name], batch=3, steps=2, dtype=torch.float32)
+    last = f"blocks.{case.spec.num_blocks - 1}.qkv_norm.{part}"
+    case.params[last].data[-1] = math.nan
+    with strict():
+        memories = run(case)
+    expected = unroll(case.spec, case.call())[0]
+    assert expected.isnan().all()
+    assert memories.isnan().all()
+
+
+@pytest.mark.parametrize("name", ["sonnet", "matrix-blocks"])
+def test_what_rounds_to_infinity_stays_in_its_batch_element(name: str) -> None:
+    """A value that float16 cannot hold, of a norm whose numbers float32 can."""
+    case = draw(SPECS[name], batch=8, steps=1, dtype=torch.float16)
+    for block in range(case.spec.num_blocks):
+        case.params[f"blocks.{block}.qkv_norm.weight"].data[-1] = 4e4
+        case.params[f"blocks.{block}.qkv_norm.bias"].data[-1] = 0
+    with strict():
+        memories = run(case)
+    expected = unroll(case.spec, case.call())[0]
+    lost, expected_lost = (~t.isfinite().flatten(1).all(1) for t in (memories, expected))
+    assert 0 < expected_lost.sum() < 8, "the case shows nothing"
+    assert torch.equal(lost, expected_lost)
+
+
 @pytest.mark.parametrize("name", ["sonnet", "blocks", "textbook"])
 def test_one_launch_takes_all_steps(name: str) -> None:
     found = []

@@ -17,8 +17,12 @@ from torch.utils._pytree import tree_leaves
 if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None or torch.cuda.is_available():
     pytest.skip("for a process without a GPU that does not interpret", allow_module_level=True)
 
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
 from rmc_kernels import CellSpec, backends, explain, relational_memory
-from rmc_kernels.backends.triton import launch
+from rmc_kernels.backends import Call
+from rmc_kernels.backends.triton import activations, gradients, launch
 from tests.cases import SPECS, Case, draw
 from tests.offline import offline
 
@@ -47,8 +51,11 @@ class _Kernel:
 @contextmanager
 def _launches(monkeypatch: pytest.MonkeyPatch, on_launch: OnLaunch) -> Iterator[None]:
     with offline("sm_90"), monkeypatch.context() as patched:
-        for name in ("forward", "project"):
-            patched.setattr(launch, name, _Kernel(name, on_launch))
+        for owner, name in (
+            (launch, "forward"), (launch, "project"), (activations, "forward_kept"), (gradients, "recompute"),
+            (gradients, "backward"),
+        ):  # fmt: skip
+            patched.setattr(owner, name, _Kernel(name, on_launch))
         yield
 
 
@@ -113,7 +120,23 @@ def test_what_waits_for_the_device_is_refused(wait: Callable[[Tensor], Any]) -> 
 # -- the tensors' device -----------------------------------------------------------------------------------------------
 
 
-def test_everything_runs_under_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+def _backward_of_kept(spec: CellSpec, call: Call) -> None:
+    memories, activations = TRITON.forward(spec, call, True)
+    needs = [True, True, call.reset_memory is not None, *[True] * len(call.params)]
+    TRITON.backward(spec, call, memories, activations, torch.zeros_like(memories), needs)
+
+
+@pytest.mark.parametrize(
+    "run, launched",
+    [
+        (launch.unroll, ["project"] * 3 + ["forward"]),
+        (_backward_of_kept, ["project"] * 3 + ["forward_kept"] + ["project"] * 3 + ["backward"] + ["project"] * 2),
+    ],
+    ids=["forward", "backward"],
+)
+def test_everything_runs_under_the_device_of_the_tensors(
+    run: Callable[[CellSpec, Call], object], launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     second = torch.device("cuda", 1)
     entered: list[torch.device] = []
     seen: list[tuple[str, list[torch.device]]] = []
@@ -140,13 +163,12 @@ def test_everything_runs_under_the_device_of_the_tensors(monkeypatch: pytest.Mon
         for name in ("_target", "_processors"):
             patched.setattr(launch, name, noted(name, getattr(launch, name)))
         patched.setattr(torch.cuda, "device", device)
-        patched.setattr(Tensor, "is_cuda", property(lambda self: True), raising=False)
-        patched.setattr(Tensor, "device", property(lambda self: second), raising=False)
-        launch.unroll(case.spec, call)
+        patched.setattr(Call, "device", property(lambda self: second), raising=False)
+        run(case.spec, call)
     launches, questions = [], set()
     for name, _ in seen:
         questions.add(name) if name.startswith("_") else launches.append(name)
-    assert launches == ["project", "project", "project", "forward"]
+    assert launches == launched
     assert questions == {"_target", "_processors"}
     assert all(devices == [second] for _, devices in seen)
     assert not entered
@@ -249,7 +271,34 @@ def test_parameters_past_32_bits_are_refused() -> None:
 
 def test_devices_without_bfloat16_are_refused() -> None:
     with offline("sm_75"):
-        assert TRITON.unavailable() == "the kernels are for sm_80 and newer, the device is sm_75"
+        assert _refusal() == "the kernels are for sm_80 and newer, the device is sm_75"
     for target in ("sm_80", "sm_121", "gfx942"):
         with offline(target):
-            assert TRITON.unavailable() is None
+            assert _refusal() is None
+
+
+def test_devices_of_other_makers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with offline("sm_90"):
+        monkeypatch.setattr(type(driver.active), "get_current_target", lambda self: GPUTarget("xpu", {}, 32))
+        assert _refusal() == "the kernels are for NVIDIA and AMD devices, Triton drives xpu"
+
+
+def test_a_device_is_judged_while_it_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = torch.device("cuda", 1)
+    entered: list[torch.device] = []
+    monkeypatch.setattr(launch, "device_type", lambda: "cuda")
+    monkeypatch.setattr(launch, "unfit_device", lambda: None if entered == [second] else "the wrong one")
+
+    @contextmanager
+    def device(which: torch.device) -> Iterator[None]:
+        entered.append(which)
+        yield
+        entered.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    assert TRITON.refuses(SPECS["sonnet"], torch.float32, second) is None
+    assert not entered
+
+
+def _refusal() -> str | None:
+    return TRITON.refuses(SPECS["sonnet"], torch.float32, torch.device("cpu"))

@@ -47,6 +47,11 @@ class Call:
         """`T`."""
         return self.x.shape[1]
 
+    @property
+    def device(self) -> torch.device:
+        """Where all tensors are."""
+        return self.x.device
+
 
 class Backend(Protocol):
     """One way to compute an unroll and its gradient. Backends are stateless; the arithmetic is `reference.py`'s.

@@ -86,12 +86,12 @@ def unroll_kept(spec: CellSpec, call: Call) -> tuple[Tensor, Tensor]:
     memories = call.memory.new_empty(call.batch_size, call.steps, spec.mem_slots, spec.mem_size)
     activations = call.x.new_empty(activation_size(spec, call.batch_size, call.steps, call.x.dtype), dtype=torch.uint8)
     if memories.numel():
-        tile, kind = launch.tile_of(spec, call), call.x.dtype
-        plan = training_plan(spec, tile, launch.precision(kind))
-        count, total = launch.programs(call, plan), kept_rows(spec, call.batch_size)
-        kept = Activations.within(activations, plan, kind, call.steps, total)
-        kept.clear_from(count * tile.rows)
-        with launch.device_of(call.x):
+        with launch.device_of(call.device):
+            tile, kind = launch.tile_of(spec, call), call.x.dtype
+            plan = training_plan(spec, tile, launch.precision(kind))
+            count, total = launch.programs(call, plan), kept_rows(spec, call.batch_size)
+            kept = Activations.within(activations, plan, kind, call.steps, total)
+            kept.clear_from(count * tile.rows)
             params = Parameters.of(spec, call)
             side = launch.input_side(spec, without_padding(call), params)
             forward_kept[(count,)](

@@ -7,11 +7,14 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from rmc_kernels.backends.protocol import Call
 from rmc_kernels.backends.triton import tiles
 from rmc_kernels.spec import CellSpec
 
+#: The oldest Triton that the kernels have been compiled with.
+LEAST_TRITON = "3.6"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Offsets within parameters are 32-bit; those that grow with batch size or length are 64-bit.
 MOST_PARAMETERS = 2**31 - 1
@@ -30,6 +33,10 @@ class TritonBackend:
         """Why Triton cannot be used, or None."""
         if find_spec("triton") is None:
             return "triton is not installed"
+        import triton
+
+        if TorchVersion(triton.__version__) < LEAST_TRITON:
+            return f"the kernels take triton {LEAST_TRITON} or newer, got {triton.__version__}"
         from rmc_kernels.backends.triton import launch
 
         return launch.no_device()
@@ -44,6 +51,10 @@ class TritonBackend:
         served = launch.device_type()
         if device.type != served:
             return f"Triton drives {served} tensors here, got {device}"
+        with launch.device_of(device):
+            unfit = launch.unfit_device()
+        if unfit is not None:
+            return unfit
         if dtype not in DTYPES:
             return f"float32, bfloat16 and float16 only, got {dtype}"
         if spec.joint_norm:

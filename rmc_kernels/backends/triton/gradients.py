@@ -21,6 +21,10 @@ from rmc_kernels.spec import LAYER_NORM_EPS, CellSpec
 WORKSPACE_BYTES = 256 << 20
 #: Most steps of a chunk: CUDA's limit to a grid's second dimension.
 MOST_STEPS = 65535
+#: Rows that a float32 product sums one after another, and how many such sums are made at a time. One product over all
+#: rows of a chunk would add thousands in a row where the library does not split it: at 4096 rows 3 to 5 times the error
+#: of an eager loop, which adds step by step; by 512 rows 1.2 to 1.3 (emulated, D = 256).
+SUMMED_ROWS, SUMS_AT_ONCE = 512, 8
 
 
 def gradients(
@@ -31,10 +35,10 @@ def gradients(
     targets = (call.x, call.memory, call.reset_memory, *call.params)
     wanted = {name: t for name, t, need in zip(names, targets, needs, strict=True) if need and t is not None}
     if memories.numel():
-        with launch.device_of(call.x):
+        with launch.device_of(call.device):
             found = _Backward(spec, call, memories, activations, wanted).run(grad.contiguous())
     else:
-        found = {name: torch.zeros_like(target) for name, target in wanted.items()}
+        found = {name: target.new_zeros(target.shape) for name, target in wanted.items()}
     return [found[name].to(wanted[name].dtype) if name in wanted else call.x.new_empty(0) for name in names]
 
 
@@ -42,13 +46,18 @@ class Sums:
     """Gradients of the parameters that are wanted, summed over chunks in float32; [..] by name."""
 
     def __init__(self, shapes: dict[str, Tensor]) -> None:
-        self.found = {name: torch.zeros_like(t, dtype=torch.float32) for name, t in shapes.items()}
+        self.found = {name: t.new_zeros(t.shape, dtype=torch.float32) for name, t in shapes.items()}
 
     def linear(self, name: str, d: Tensor, left: Tensor) -> None:
         """Add those of a Linear from the gradient of what it put out, [rows, out], and what it took, [rows, in]."""
         weight = self.found.get(f"{name}.weight")
         if weight is not None and d.dtype is torch.float32:
-            weight.addmm_(d.t(), left)
+            whole = d.shape[0] // SUMMED_ROWS * SUMMED_ROWS
+            for part in range(0, whole, SUMMED_ROWS * SUMS_AT_ONCE):
+                rows = slice(part, min(whole, part + SUMMED_ROWS * SUMS_AT_ONCE))
+                d_groups, left_groups = (t[rows].unflatten(0, (-1, SUMMED_ROWS)) for t in (d, left))
+                weight += torch.bmm(d_groups.mT, left_groups).sum(0)
+            weight.addmm_(d[whole:].t(), left[whole:])
         elif weight is not None:
             weight += d.t() @ left
         self.add(f"{name}.bias", d)

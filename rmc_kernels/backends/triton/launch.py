@@ -30,14 +30,21 @@ LEAST_CAPABILITY = 80
 
 
 def no_device() -> str | None:
-    """Why Triton drives no device here that the kernels are for, or None."""
+    """Why Triton drives no device here, or None."""
     try:
         device_type()
-    except RuntimeError as error:
+    except Exception as error:  # of its driver, which compiles C and loads it: a compiler's or a loader's too
         return f"Triton has no device: {error}"
+    return None
+
+
+def unfit_device() -> str | None:
+    """Why the kernels are not for the current device, or None."""
     if INTERPRETED:
         return None
     target = driver.active.get_current_target()
+    if target.backend not in ("cuda", "hip"):
+        return f"the kernels are for NVIDIA and AMD devices, Triton drives {target.backend}"
     if target.backend == "cuda" and target.arch < LEAST_CAPABILITY:
         return f"the kernels are for sm_{LEAST_CAPABILITY} and newer, the device is sm_{target.arch}"
     return None
@@ -87,7 +94,7 @@ def unroll(spec: CellSpec, call: Call) -> Tensor:
     batch, steps = call.batch_size, call.steps
     memories = call.memory.new_empty(batch, steps, spec.mem_slots, spec.mem_size)
     if memories.numel():
-        with device_of(call.x):
+        with device_of(call.device):
             params = Parameters.of(spec, call)
             _forward(spec, call, params, input_side(spec, call.x, params), memories)
     return memories
@@ -245,6 +252,6 @@ def _bytes(flags: Tensor | None) -> Tensor | None:
     return None if flags is None else flags.contiguous().view(torch.uint8)
 
 
-def device_of(x: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current stream of the current device, which need not be that of the tensors."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+def device_of(device: torch.device) -> AbstractContextManager[object]:
+    """Makes the tensors' device the current one: Triton asks about that, and launches on its current stream."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -70,7 +70,7 @@ class Plan:
         The fields and what computes the properties: a kernel has their values in it, and Triton would know the fields
         alone, so that after a change of an offset the kernel of the old one would run.
         """
-        return f"{self!r} {_source(type(self))}"
+        return f"{self!r} {_source(*(each.__module__ for each in type(self).__mro__[:-1]))}"
 
     @property
     def S(self) -> int:
@@ -89,8 +89,6 @@ class Plan:
 
 
 @cache
-def _source(plan: type) -> str:
-    """A digest of the modules that a class and those above it are written in."""
-    modules = {sys.modules[each.__module__] for each in plan.__mro__ if each is not object}
-    texts = sorted(inspect.getsource(module) for module in modules)
-    return sha256("".join(texts).encode()).hexdigest()
+def _source(*modules: str) -> str:
+    """A digest of some modules."""
+    return sha256("".join(inspect.getsource(sys.modules[name]) for name in modules).encode()).hexdigest()
