@@ -302,3 +302,33 @@ def test_a_device_is_judged_while_it_is_the_current_one(monkeypatch: pytest.Monk
 
 def _refusal() -> str | None:
     return TRITON.refuses(SPECS["sonnet"], torch.float32, torch.device("cpu"))
+
+
+# -- products of the weight gradients ----------------------------------------------------------------------------------
+
+
+class _Products(TorchDispatchMode):
+    """Rows that each product sums one after another."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.summed: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("bmm", "mm", "addmm_"):
+            self.summed.append(args[-1].shape[-2])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rows", [0, 16, 512, 1040, 5008])
+def test_float32_weight_gradients_sum_few_rows_in_a_row(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    d, left = (torch.randn(rows, width + 3, generator=generator)[:, 3:] for width in (6, 5))
+    sums = gradients.Sums({"mlp.0.weight": torch.ones(6, 5), "mlp.0.bias": torch.ones(6)})
+    with _Products() as products:
+        sums.linear("mlp.0", d, left)
+        sums.linear("mlp.0", d, left)
+    assert max(products.summed) <= gradients.SUMMED_ROWS
+    for name, exact in {"weight": d.double().t() @ left.double(), "bias": d.double().sum(0)}.items():
+        torch.testing.assert_close(sums.found[f"mlp.0.{name}"].double(), 2 * exact, rtol=1e-4, atol=1e-3)
