@@ -210,7 +210,7 @@ class RelationalMemoryCell(MemoryModule):
             memory: [B, N, D] (unbatched: [1, N, D]), or None for `initial_memory`.
 
         Returns:
-            output: [B, output_size] (unbatched: [output_size]), in x's dtype.
+            output: [B, output_size] (unbatched: [output_size]), in x's dtype (the autocast dtype under autocast).
             memory: [B, N, D], float32 for half types. With the "concat" read head and no gradient both may share
                 storage, as the output of nn.LSTMCell is its state: write into neither.
 

@@ -175,8 +175,10 @@ class MemoryModule(nn.Module):
     def frozen_weights(self) -> Iterator[None]:
         """Let a backend keep its packed copy of the weights for all calls inside the block (inference, acting).
 
-        A change to a parameter inside the block raises RuntimeError at the next call where torch's version counter
-        sees it; a fused optimizer or a write through `.data` is not seen: leave the block before training on.
+        A change to a parameter inside the block raises RuntimeError at the next call that would use that copy, where
+        torch's version counter sees it. Not seen are a fused optimizer, a write through `.data`, and any write to
+        parameters that were made under `torch.inference_mode`: leave the block before training on. Calls under
+        autocast, by the reference and of parametrized weights read the parameters as they are.
         """
         try:
             with backends.frozen_weights(list(self._parameters_by_name().values())):
@@ -221,8 +223,13 @@ class MemoryModule(nn.Module):
     def _inference(self, x: Tensor, memory: Tensor, sequence: bool) -> tuple[Tensor, Tensor] | None:
         """Output and memories by the bound layer; None where the ordinary way is to be taken."""
         bound = None if torch.compiler.is_compiling() else self._bound
-        found = None if bound is None else bound.step(self, x, memory, sequence)
-        return (self._read(found[1], x.dtype), found[1]) if found is not None and found[0] is None else found
+        if bound is None:
+            return None
+        found = bound.step(self, x, memory, sequence)
+        if found is None:
+            self._bound = None  # it keeps parameters alive that may have been replaced
+            return None
+        return found if found[0] is not None else (self._read(found[1], x.dtype), found[1])
 
     def _read(self, memories: Tensor, dtype: torch.dtype) -> Tensor:
         output: Tensor = self.read_head(memories)
@@ -230,28 +237,42 @@ class MemoryModule(nn.Module):
 
     def _bind(self, x: Tensor, memory: Tensor, params: dict[str, Tensor]) -> None:
         """Bind the parameters that served a call, where the next one may take the short way."""
-        if not backends.is_inference() or x.device.type != "cpu" or self.backend == "reference":
+        if self._bound is not None or not backends.is_inference():
+            return
+        if x.device.type != "cpu" or self.backend == "reference":
             return
         chosen = backends.choose(self.backend, self.spec, x.dtype, x.device)
         if not isinstance(chosen, backends.CpuBackend):
             return
         if self.training and self.spec.dropout:
             return
-        places: list[backends.Place] = [(backends.BACKENDS, "cpu", chosen)]
+        found: dict[tuple[int, str], backends.Place] = {}  # by dictionary and key, since paths have parts in common
+
+        def rely_on(dictionary: dict[str, Any], key: str, value: object) -> None:
+            found[id(dictionary), key] = (dictionary, key, value)
+
+        rely_on(backends.BACKENDS, "cpu", chosen)
         for path, leaves in self._owners.items():
             node: Any = self
             for part in path:
-                places.append((node._modules, part, node._modules[part]))
+                rely_on(vars(node), "_modules", node._modules)
+                rely_on(node._modules, part, node._modules[part])
                 node = node._modules[part]
             if not leaves.keys() <= node._parameters.keys():
                 return
-            places += [(node._parameters, leaf, params[name]) for leaf, name in leaves.items()]
+            rely_on(vars(node), "_parameters", node._parameters)
+            for leaf, name in leaves.items():
+                rely_on(node._parameters, leaf, params[name])
         head: Any = self._modules["read_head"]
         views = type(head) is ReadHead and head.kind == "concat" and not any((*head.hooks(), "forward" in vars(head)))
+        places = [*found.values()]
         if views:  # 4 us of a step for a head that is no more than that
             places += [(self._modules, "read_head", head), (vars(head), "kind", head.kind), (vars(head), "forward")]
+            places += [(vars(head), name, vars(head)[name]) for name in ("_forward_hooks", "_forward_pre_hooks")]
         attributes = {"spec": self.spec, "backend": self.backend} | ({"training": False} if self.spec.dropout else {})
-        around = backends.Surroundings(tuple(places), head.hooks() if views else (), attributes, views)
+        around = backends.Surroundings(
+            tuple(places), ((head, ReadHead),) if views else (), head.hooks() if views else (), attributes, views
+        )
         self._bound = backends.bind(chosen, self.spec, [params[name] for name in self.spec.parameter_names], around)
 
     def _leading_axes(self, x: Tensor, axes: str) -> int:

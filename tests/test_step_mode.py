@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, prune
 
-from rmc_kernels import RelationalMemory, RelationalMemoryCell, module
+from rmc_kernels import ReadHead, RelationalMemory, RelationalMemoryCell, module
 from rmc_kernels.backends import cpu
 from tests.cpu_cases import SPECS, sonnet
 
@@ -140,8 +141,20 @@ def write_in_place(cell: Any) -> None:
     cell.mlp._modules["0"].bias.data.add_(1)
 
 
+def other_dictionary_of_parameters(cell: Any) -> None:
+    node = cell.mlp._modules["0"]
+    node._parameters = dict(node._parameters)
+    node.weight = nn.Parameter(torch.randn_like(node.weight))
+
+
+def other_dictionary_of_modules(cell: Any) -> None:
+    cell.mlp._modules = dict(cell.mlp._modules)
+    replace_module(cell)
+
+
 CHANGES = [
     replace_parameter, replace_module, move_storage, transpose_data, prune_weight, parametrize, assign, write_in_place,
+    other_dictionary_of_parameters, other_dictionary_of_modules,
 ]  # fmt: skip
 
 
@@ -290,7 +303,14 @@ HEAD_CHANGES: list[Callable[[Any], Any]] = [
     lambda head: setattr(head, "forward", lambda memory: memory.sum(-2)),
     lambda head: head.register_forward_pre_hook(lambda _, given: (given[0] + 1,)),
     lambda head: nn.modules.module.register_module_forward_hook(lambda m, _, out: out + 1 if m is head else None),
+    lambda head: setattr(head, "_forward_hooks", OrderedDict({0: lambda m, _, out: out + 1})),
+    lambda head: setattr(head, "__class__", Doubled),
 ]
+
+
+class Doubled(ReadHead):
+    def forward(self, memory: Tensor) -> Tensor:
+        return 2 * super().forward(memory)
 
 
 @pytest.mark.parametrize("change", HEAD_CHANGES)

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <vector>
 
@@ -21,6 +22,16 @@ std::vector<T> each(const py::object& items) {
   return out;
 }
 
+// Of frozen weights what there is until a block of them opens or closes. A call holds what it began with: others may
+// look anew meanwhile, since much of a call lets other threads run.
+struct Frozen {
+  py::object change;          // `weights.change` before the rest was read
+  py::object pack, versions;  // None without a block of these parameters
+  py::object packed[2];       // made at the first call that wants it
+
+  bool open() const { return !versions.is_none(); }
+};
+
 class BoundCell {
  public:
   // See `bound.BoundLayer`, the only caller, which holds the dictionary for as long as this lives.
@@ -33,7 +44,7 @@ class BoundCell {
         large_(config["large"].cast<int64_t>()),
         matrix_(config["matrix"].cast<bool>()),
         views_(config["views"].cast<bool>()),
-        frozen_blocks_(config["frozen_blocks"].cast<py::tuple>()),
+        change_(config["change"].cast<py::tuple>()),
         look_(config["look"].ptr()),
         get_num_threads_(config["get_num_threads"].ptr()),
         empty_like_(config["empty_like"].ptr()) {
@@ -51,6 +62,9 @@ class BoundCell {
     }
     if (params_.empty()) throw std::invalid_argument("params: takes at least one");
     float32_ = params_[0].dtype() == kDlFloat32;
+    for (const Parameter& param : params_) {
+      if (!(param.dtype() == params_[0].dtype())) throw std::invalid_argument("params: takes tensors of one dtype");
+    }
     if (cells_.size() != 2) throw std::invalid_argument("cells: takes two, for few and for many memory rows");
     const py::object version = config["version"];
     if (!Py_IS_TYPE(version.ptr(), &PyGetSetDescr_Type)) throw std::invalid_argument("version: takes a descriptor");
@@ -62,6 +76,7 @@ class BoundCell {
   // None where the ordinary way is to serve or refuse the call.
   py::object step(const py::object& owner, const py::object& x, const py::object& memory, bool sequence) {
     if (!plain(x) || !plain(memory) || !holds(owner)) return py::none();
+    const std::shared_ptr<Frozen> frozen = frozen_;
     DLTensor in, from, to;
     if (!on_cpu(x, in) || !on_cpu(memory, from) || !(in.dtype == params_[0].dtype()) || !(from.dtype == kDlFloat32))
       return py::none();
@@ -86,7 +101,8 @@ class BoundCell {
     call.x = in.begin(), call.memory = from.begin(), call.memories = to.begin();
     call.params = addresses_.data();
     call.threads = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(get_num_threads_)).cast<int>();
-    const py::object weights = packed(large);  // another thread may look, and drop them, during the run
+    if (frozen->open() && !frozen->packed[large]) frozen->packed[large] = frozen->pack(cells_[large]);
+    const py::object& weights = frozen->packed[large];
     cell(large).run(call, weights ? weights.cast<const PackedWeights*>() : nullptr);
     if (!views_) return py::make_tuple(py::none(), memories);
     const auto output = method(memories, flatten_, slots_axis_);
@@ -101,15 +117,14 @@ class BoundCell {
     }
     return false;
   }
-  bool frozen() const { return !versions_.is_none(); }
 
-  // What there is of frozen weights, in the blocks that are open now.
   void look() {
     const auto found = py::handle(look_)().cast<py::tuple>();
-    blocks_ = found[0], pack_ = found[1], versions_ = found[2];
-    packed_[0] = packed_[1] = py::object();
-    if (frozen() && py::len(versions_) != params_.size())
+    auto frozen = std::make_shared<Frozen>();
+    frozen->change = found[0], frozen->pack = found[1], frozen->versions = found[2];
+    if (frozen->open() && py::len(frozen->versions) != params_.size())
       throw std::invalid_argument("versions: takes one per parameter");
+    frozen_ = std::move(frozen);
   }
 
   bool holds(const py::object& owner) {
@@ -125,18 +140,19 @@ class BoundCell {
     for (const Question& question : questions_) {
       if (!question.holds()) return false;
     }
-    if (!Place(frozen_blocks_[0], frozen_blocks_[1], blocks_).holds()) look();
-    if (!float32_ && !frozen()) return false;  // read are packed weights, or float32
+    if (!Place(change_[0], change_[1], frozen_->change).holds()) look();
+    if (!float32_ && !frozen_->open()) return false;  // read are packed weights, or float32
+    PyObject* const versions = frozen_->open() ? frozen_->versions.ptr() : nullptr;
     for (size_t i = 0; i < params_.size(); i++) {
       if (!params_[i].holds(*api_)) return false;
-      if (frozen() && !params_[i].has_version(*version_, PyTuple_GET_ITEM(versions_.ptr(), static_cast<Py_ssize_t>(i))))
+      if (versions && !params_[i].has_version(*version_, PyTuple_GET_ITEM(versions, static_cast<Py_ssize_t>(i))))
         return false;
     }
     return true;
   }
 
   bool on_cpu(const py::object& tensor, DLTensor& out) const {
-    return borrow(*api_, tensor.ptr(), out) && out.device.type == kDlCpu;
+    return borrow(*api_, tensor.ptr(), out) && out.device.type == kDlCpu && out.data;
   }
   // The tensor as plain memory, and where that is; null for one whose sign is to be flipped, which is rare.
   py::object read(py::object tensor, DLTensor& out) const {
@@ -157,11 +173,6 @@ class BoundCell {
   }
 
   const Cell& cell(bool large) const { return *cells_[large].cast<const Cell*>(); }
-  // Packed at the first call that wants it; null without frozen weights.
-  py::object packed(bool large) {
-    if (frozen() && !packed_[large]) packed_[large] = pack_(cells_[large]);
-    return packed_[large];
-  }
 
   const DLPackExchangeAPI* api_ = nullptr;
   std::vector<Parameter> params_;
@@ -173,9 +184,9 @@ class BoundCell {
   py::tuple types_, cells_;
   int64_t large_;  // memory rows from which on the second cell is run
   bool matrix_, views_;
-  py::tuple frozen_blocks_;  // (dictionary, key) of the open blocks
+  py::tuple change_;  // (dictionary, key) of `weights.change`
   PyObject *look_, *get_num_threads_, *empty_like_;
-  py::object blocks_, pack_, versions_, packed_[2];
+  std::shared_ptr<Frozen> frozen_;
   bool float32_ = true;
   const PyGetSetDef* version_;
   const py::object is_neg_ = interned("is_neg"), contiguous_ = interned("contiguous"), flatten_ = interned("flatten");

@@ -70,7 +70,7 @@ class Parameter {
  public:
   Parameter(const DLPackExchangeAPI& api, py::handle tensor) : tensor_(tensor.ptr()) {
     DLTensor t;
-    if (!borrow(api, tensor_, t) || t.device.type != kDlCpu || !t.contiguous())
+    if (!borrow(api, tensor_, t) || t.device.type != kDlCpu || !t.data || !t.contiguous())
       throw std::invalid_argument("params: takes contiguous tensors on the CPU");
     data_ = t.begin(), dtype_ = t.dtype, shape_.assign(t.shape, t.shape + t.ndim);
   }

@@ -35,12 +35,14 @@ class Surroundings(NamedTuple):
 
     Attributes:
         places: where every module and parameter was found.
+        types: of objects that are of just that type.
         empty: dictionaries that hold nothing.
         attributes: of the layer, by name.
         views: whether the output is the memories with their last two axes flattened.
     """
 
     places: tuple[Place, ...]
+    types: tuple[tuple[object, type], ...]
     empty: tuple[dict[Any, Any], ...]
     attributes: dict[str, object]
     views: bool
@@ -67,14 +69,14 @@ class BoundLayer:
             ),
             "attributes": tuple(around.attributes.items()),
             "empty": around.empty,
-            "questions": _INFERENCE,
+            "questions": (*_INFERENCE, *((type, (instance,), known) for instance, known in around.types)),
             "types": tuple(PLAIN_TYPES),
             "cells": tuple(cpu.cell(spec, *kernels) for kernels in backend.kernels(params[0].dtype)),
             "large": cpu.AMX_ROWS,
             "matrix": spec.input_rows is not None,
             "views": around.views,
             "version": inspect.getattr_static(Tensor, "_version"),
-            "frozen_blocks": (vars(weights), "frozen_blocks"),
+            "change": (vars(weights), "change"),
             "look": partial(_frozen, tuple(params)),
             "get_num_threads": torch.get_num_threads,
             "empty_like": torch.empty_like,
@@ -86,9 +88,9 @@ class BoundLayer:
 
 
 def _frozen(params: tuple[Tensor, ...]) -> tuple[object, Callable[[Any], Any] | None, tuple[int | None, ...] | None]:
-    """The open blocks of `frozen_weights`; how that of these parameters packs, and versions."""
-    blocks, block = weights.frozen_blocks, weights.frozen_block(params)
-    return (blocks, None, None) if block is None else (blocks, partial(block.packed, backward=False), block.versions)
+    """`weights.change`; how the open block of these parameters packs, and its versions."""
+    change, block = weights.change, weights.frozen_block(params)  # in this order: see `change`
+    return (change, None, None) if block is None else (change, partial(block.packed, backward=False), block.versions)
 
 
 def bind(backend: cpu.CpuBackend, spec: CellSpec, params: Sequence[Tensor], around: Surroundings) -> BoundLayer | None:

@@ -155,7 +155,7 @@ class CpuBackend:
         if size:
             activations[0] = _KERNELS.index(kernels)
         native.forward(
-            _sizes(call), _pointers(inputs), addresses(params), packed,
+            _sizes(call), addresses(inputs), addresses(params), packed,
             memories.data_ptr(), *_behind_header(activations),
         )  # fmt: skip
         return memories, activations
@@ -173,7 +173,7 @@ class CpuBackend:
         grads = [memories.new_empty(0 if t is None else t.shape) for t in wanted]
         pointers = [0 if t is None else g.data_ptr() for g, t in zip(grads, wanted, strict=True)]
         native.backward(
-            _sizes(call), _pointers(inputs), addresses(params), packed,
+            _sizes(call), addresses(inputs), addresses(params), packed,
             memories.data_ptr(), *_behind_header(activations),
             (grad.data_ptr(), *pointers[:3]), tuple(pointers[3:]),
         )  # fmt: skip
@@ -209,10 +209,6 @@ def _parameters(native: Any, call: Call, backward: bool) -> tuple[Sequence[Tenso
         block.check()
         return call.params, block.packed(native, backward)
     return readable(call.params), None
-
-
-def _pointers(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
-    return tuple(0 if t is None else t.data_ptr() for t in tensors)
 
 
 def _sizes(call: Call) -> tuple[int, int, int]:

@@ -8,23 +8,33 @@ from operator import is_
 from threading import Lock
 from typing import Any
 
+import torch
 from torch import Tensor
-
-from rmc_kernels.backends.protocol import HALF_TYPES
 
 _lock = Lock()
 
 
-def addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """Where their first elements are."""
-    return tuple(map(Tensor.data_ptr, tensors))
+def addresses(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
+    """Where their first elements are; 0 for None.
+
+    Raises:
+        RuntimeError: a tensor has elements but no memory.
+    """
+    found = tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+    if 0 in found:
+        for tensor, address in zip(tensors, found, strict=True):
+            if tensor is not None and not address and tensor.numel():
+                raise RuntimeError(
+                    f"a {tensor.dtype} tensor of shape {tuple(tensor.shape)} has no memory: its storage was freed, as "
+                    "FSDP does outside of its own forward, or it never had one"
+                )
+    return found
 
 
 def readable(params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Parameters of a call, widened to the float32 that C++ computes in, and plain memory."""
-    if params[0].dtype in HALF_TYPES:
-        params = tuple(map(Tensor.float, params))
-    return tuple(map(as_read, params))
+    """Parameters of a call as the C++ code reads them: plain memory, in the dtype that it computes in for the first."""
+    dtype = torch.promote_types(params[0].dtype, torch.float32)
+    return tuple(as_read(param if param.dtype is dtype else param.to(dtype)) for param in params)
 
 
 def as_read(tensor: Tensor) -> Tensor:
@@ -60,6 +70,9 @@ class FrozenWeights:
 
 #: The blocks of `frozen_weights` that are open; replaced, never changed.
 frozen_blocks: tuple[FrozenWeights, ...] = ()
+#: Another object after each replacement of those, and set after it: who remembers this need not keep the blocks alive,
+#: and who read it before the blocks knows them, or will find it changed.
+change = object()
 
 
 @contextmanager
@@ -69,15 +82,17 @@ def frozen_weights(params: Sequence[Tensor]) -> Iterator[None]:
     A change to one of them that torch's version counter sees raises at the next call; one that it does not see (a fused
     optimizer, `.data`) goes unnoticed: leave the block before training on.
     """
-    global frozen_blocks
+    global frozen_blocks, change
     block = FrozenWeights(params)
     with _lock:
         frozen_blocks = (*frozen_blocks, block)
+        change = object()
     try:
         yield
     finally:
         with _lock:
             frozen_blocks = tuple(b for b in frozen_blocks if b is not block)
+            change = object()
 
 
 def frozen_block(params: Sequence[Tensor]) -> FrozenWeights | None:

@@ -1,0 +1,131 @@
+"""What a bound layer holds and reads: one dtype, live memory, frozen weights of one block for a whole call."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from rmc_kernels import CellSpec, RelationalMemoryCell
+from rmc_kernels.backends import weights
+from tests.test_step_mode import ordinary, pytestmark, same, small_cell
+
+assert pytestmark  # pytest reads it: the same needs
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_gate_biases_of_another_dtype(dtype: torch.dtype, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one kind of parameter that may differ from the others in dtype."""
+    cell = RelationalMemoryCell.from_spec(CellSpec.l0sg(3, 8, 6, 2), backend="cpu").eval()
+    for name in ("forget_bias", "input_bias"):
+        setattr(cell, name, nn.Parameter(torch.tensor(0.7, dtype=dtype)))
+    x, memory = torch.randn(2, 6), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        want = ordinary(monkeypatch, lambda: cell(x, memory))
+        if frozen:
+            with cell.frozen_weights():
+                for _ in range(3):
+                    same(cell(x, memory), want)
+        for _ in range(3):
+            same(cell(x, memory), want)
+
+
+def test_packed_weights_of_a_bias_of_another_dtype() -> None:
+    """A block of them is packed for whoever asks, in the arithmetic of the first."""
+    params = (torch.randn(3, 4), torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.3, dtype=torch.bfloat16))
+    assert {read.dtype for read in weights.readable(params)} == {torch.float32}
+    assert weights.readable(params)[0] is params[0]
+
+
+class _Pause(TorchFunctionMode):
+    """Stops a thread where it widens x, in the middle of a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.go_on = threading.Event(), threading.Event()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.float:
+            self.inside.set()
+            assert self.go_on.wait(20)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_block_that_closes_during_a_call_ends_with_that_call() -> None:
+    cell, x, memory = small_cell(dtype=torch.bfloat16)
+    pause, found = _Pause(), []
+    with torch.no_grad():
+        with cell.frozen_weights():
+            cell(x, memory)
+            want = cell(x, memory)
+            bound = cell._bound
+            assert bound is not None
+
+            def call() -> None:
+                with torch.no_grad(), pause:
+                    found.append(bound.step(cell, x, memory, False))
+
+            thread = threading.Thread(target=call)
+            thread.start()
+            assert pause.inside.wait(20)
+        assert bound.step(cell, x, memory, False) is None
+        pause.go_on.set()
+        thread.join()
+    same(found[0], want)
+
+
+def test_frozen_weights_of_another_layer_are_not_kept_alive() -> None:
+    cell, x, memory = small_cell()
+    other = small_cell()[0]
+    with torch.no_grad(), other.frozen_weights():
+        cell._bound = None
+        cell(x, memory)
+    assert cell._bound is not None
+    seen = weakref.ref(other.mlp._modules["0"].weight)
+    del other
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_replaced_parameter_is_not_kept_alive() -> None:
+    cell, x, memory = small_cell()
+    node: Any = cell.mlp._modules["0"]  # type: ignore[union-attr]
+    seen = weakref.ref(node.weight)
+    node.weight = nn.Parameter(torch.randn_like(node.weight))
+    cell(x, memory)  # one that wants a gradient, and so binds nothing
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_call_that_the_short_way_was_not_asked_for_does_not_bind_anew() -> None:
+    cell, x, memory = small_cell()
+    bound = cell._bound
+    assert bound is not None
+    with torch.no_grad():
+        cell(x)
+        cell(x, memory)
+    assert cell._bound is bound
+
+
+@pytest.mark.parametrize("name", ["x", "memory", "weight"])
+def test_tensors_without_memory_are_refused(name: str) -> None:
+    cell, x, memory = small_cell()
+    weight: Any = cell.mlp._modules["0"].weight  # type: ignore[union-attr]
+    {"x": x, "memory": memory, "weight": weight}[name].untyped_storage().resize_(0)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match=r"has no memory|storage"):
+            cell(x, memory)
+
+
+def test_a_tensor_that_never_had_memory_is_refused() -> None:
+    cell, _, memory = small_cell()
+    for _ in range(2):
+        with torch.no_grad(), pytest.raises(RuntimeError, match="has no memory"):
+            cell(torch._efficientzerotensor(2, 6), memory)
