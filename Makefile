@@ -10,7 +10,7 @@
 #   make compatibility  run the tests of users' habits and write docs/compatibility.md from what passed
 #   make bench     the full benchmark of this machine's CPU
 #   make gpu       on a GPU, offline, with the ambient Python (PYTHON=...) and its torch and triton: verify, runtime checks,
-#                  benchmarks, a report in RESULTS=...; make gpu-verify, gpu-runtime, gpu-forward, gpu-training: one
+#                  benchmarks, a report in RESULTS=..., SECONDS=... a stage; make gpu-verify, gpu-runtime, gpu-forward, gpu-training: one
 #                  stage, under 10 minutes each
 #   make model     what the Triton kernels should take on GPUs, by a model: writes docs/gpu-model.md
 #   make sanitize  the C++ tests under the address, undefined behaviour and thread sanitizers
@@ -127,20 +127,22 @@ site:
 # ---- The GPU machine: nothing is installed there, and nothing fetched ------------------------------------------------
 
 RESULTS ?= benchmarks/results
+SECONDS ?= 420
+
+# A path to a Python is one from here, not from build/site.
+GPU = cd build/site && $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON)) -m rmc_kernels.benchmarks.gpu \
+  --out "$(abspath $(RESULTS))" --seconds $(SECONDS)
 
 gpu: gpu-ready
-	cd build/site && $(PYTHON) -m rmc_kernels.benchmarks.gpu --out "$(abspath $(RESULTS))"
+	$(GPU)
 
 gpu-verify gpu-runtime gpu-forward gpu-training: gpu-%: gpu-ready
-	cd build/site && $(PYTHON) -m rmc_kernels.benchmarks.gpu $* --out "$(abspath $(RESULTS))"
+	$(GPU) $*
 
 gpu-ready:
 	@$(PYTHON) -c 'import sys; from importlib.util import find_spec; \
 	find_spec("torch") or sys.exit("make gpu: $(PYTHON) has no torch; nothing was run"); import torch; \
 	torch.cuda.is_available() or sys.exit(f"make gpu: torch {torch.__version__} sees no GPU; nothing was run")'
-	@if $(PYTHON) -c 'import pybind11, setuptools as s; assert int(s.__version__.split(".")[0]) >= 77' 2>/dev/null; \
-	then $(PYTHON) setup.py --quiet build_ext --inplace; \
-	else echo 'setuptools >= 77 or pybind11 is missing: the C++ extension is left out, no GPU backend needs it'; fi
 	@$(MAKE) --no-print-directory site
 
 # ---- Slower checks ---------------------------------------------------------------------------------------------------

@@ -78,7 +78,10 @@ class Meter:
     def peak(self, order: Order, number: int) -> int | None:
         """Bytes that one call of contestant `number` of the line-up needs; None where they could not be measured."""
         if self._device == "cuda":
-            return device_peak(order, number)
+            try:
+                return device_peak(order, number)
+            except RuntimeError:  # out of memory: what was timed is not to be lost
+                return None
         if self._pool is None:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(PRELOAD)

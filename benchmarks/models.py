@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from rmc_kernels.benchmarks.cases import Case
@@ -48,6 +49,7 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, I] to [B, T, hidden]."""
+        self.layer.training = torch.is_grad_enabled()  # in training cuDNN fills what only a backward pass reads
         output: Tensor = self.layer(x)[0]
         return output
 

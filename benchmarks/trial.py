@@ -15,6 +15,7 @@ from rmc_kernels.benchmarks.contestants import Contestant, timed
 from rmc_kernels.benchmarks.problem import draw
 from rmc_kernels.benchmarks.record import CaseResult, Figure, timed_figure
 from rmc_kernels.benchmarks.timing import Clock, Entry, clock_for, interleave
+from rmc_kernels.errors import in_short
 
 
 class Meter(Protocol):
@@ -116,8 +117,7 @@ def checked(
             return replace(figure, note=contestant.note)
         verdict = parity.check(contestant.bind, case, device)
     except Exception as error:  # one contestant that breaks must not take the others' figures with it
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        return replace(figure, status="error" if contestant.ours else "unavailable", note=reason)
+        return replace(figure, status="error" if contestant.ours else "unavailable", note=in_short(error))
     finally:
         torch.set_num_threads(threads_before)
     return replace(

@@ -16,6 +16,15 @@ def describe(value: object) -> str:
     return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
 
 
+def in_short(error: BaseException) -> str:
+    """An exception in a line, with the one that it comes from in the end: a compiler's own says where, not what."""
+    first = error
+    while (cause := first.__cause__ or first.__context__) is not None:
+        first = cause
+    lines = [f"{type(each).__name__}: {str(each).strip().partition(chr(10))[0]}" for each in (error, first)]
+    return lines[0] if first is error else f"{lines[0]} ({lines[1]})"
+
+
 def positive_int(name: str, value: object, minimum: int = 1) -> int:
     """`value` as an int of at least `minimum`; bool and float are refused, numpy integers are taken."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):

@@ -61,6 +61,9 @@ class Simulated:
     def clock(self, device: str, threads: int) -> tuple[str, Clock]:
         return "a constant, as there is no time", _without_time
 
+    def clocks(self) -> str:
+        return ""
+
     def peak(self, order: Order, number: int) -> int | None:
         return None
 

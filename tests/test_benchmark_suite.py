@@ -91,8 +91,14 @@ def test_gpu_time_is_what_triton_finds(monkeypatch: pytest.MonkeyPatch) -> None:
         return 4.0
 
     monkeypatch.setattr(testing, "do_bench", do_bench)
-    assert timing.by_do_bench(lambda: "run", 3) == timing.Reading(0.012, 0.012)
-    assert asked == ["run"]
+    waited: list[int] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(len(runs)))
+    runs: list[str] = []
+    found = timing.by_do_bench(lambda: runs.append("run"), 3)
+    assert found.seconds == 0.012
+    assert found.wall > 0
+    assert waited == [1, 4], "the wall time is that of three calls, done"
+    assert len(asked) == 1
 
 
 @pytest.mark.skipif(not ceilings.available(), reason="installed without the C++ extension")

@@ -200,7 +200,9 @@ def test_a_stage_that_breaks_or_has_no_time_fails(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(stages.STAGES, "verify", broken)
     assert main(["verify", "runtime", "--out", str(tmp_path), "--seconds", "0"], Plain(), _plan()) == 1
     data, text = _report(tmp_path)
-    assert [each["detail"] for each in data["stages"]["verify"]["findings"]] == ["RuntimeError: out of order"]
+    (finding,) = data["stages"]["verify"]["findings"]
+    assert finding["detail"] == "RuntimeError: out of order"
+    assert "in broken" in finding["trace"]
     assert [each["status"] for each in data["stages"]["runtime"]["findings"]] == ["left out"]
     assert "Not run." in text
 
@@ -261,15 +263,17 @@ def test_waiting_is_refused_until_the_end(torch_cuda: MagicMock) -> None:
 
 
 def test_the_facts_of_a_device_are_plain_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    about = SimpleNamespace(multi_processor_count=132, total_memory=80 << 30)
+    about = SimpleNamespace(multi_processor_count=132, total_memory=80 << 30, uuid="12-34")
     for name, value in (
         ("current_device", 0), ("device_count", 2), ("get_device_capability", (9, 0)), ("get_device_name", "H100"),
         ("get_device_properties", about),
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda *which, value=value: value)
-    monkeypatch.setattr(device, "nvidia_smi", lambda: None)
+    monkeypatch.setattr(device, "nvidia_smi", lambda which: {"of": which})
     found = json.loads(json.dumps(device.Cuda().facts()))
     assert (found["name"], found["processors"], found["capability"]) == ("H100", 132, [9, 0])
+    assert found["nvidia_smi"] == {"of": "GPU-12-34"}
+    assert {"cuDNN in float32", "products in float32"} <= found.keys()
     assert device.Cuda().second() == "cuda:1"
 
 
@@ -418,10 +422,10 @@ def test_clocks_are_read_where_nvidia_smi_is(
     output: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert device.nvidia_smi() is None
+    assert device.nvidia_smi("0") is None
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{output}'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    found = device.nvidia_smi()
+    found = device.nvidia_smi("0")
     assert (found and found["clocks.sm"]) == expected
 
 

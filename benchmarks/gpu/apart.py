@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
+import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, NamedTuple, TypeVar
+
+from rmc_kernels.errors import in_short
+
+#: Seconds in which a process that has answered is to end.
+PATIENCE = 10.0
+#: `prctl` of Linux: the signal that a process gets when its parent dies.
+_PARENT_DIES = 1
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
@@ -22,16 +33,23 @@ class Done(NamedTuple, Generic[Job, Value]):
         value: what it gave; None where it failed.
         error: why it failed; empty where it did not.
         begun: whether there was time to begin it.
+        trace: where and from what; empty where it did not fail by an exception.
     """
 
     job: Job
     value: Value | None
     error: str = ""
     begun: bool = True
+    trace: str = ""
 
 
 def run_all(
-    function: Callable[[Job], Value], jobs: Sequence[Job], *, workers: int, deadline: float
+    function: Callable[[Job], Value],
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    deadline: float,
+    limit: float = float("inf"),
 ) -> Iterator[Done[Job, Value]]:
     """Run every job, each as soon as it can; what was done, in the order in which it ends.
 
@@ -41,30 +59,35 @@ def run_all(
         workers: processes side by side; 0 to run in this process.
         deadline: by `time.monotonic`, after which no job is begun; one that still runs then is ended, unless in this
             process.
+        limit: seconds of a job, after which it is ended, likewise.
     """
     if not workers:
         yield from _run_here(function, jobs, deadline)
         return
-    waiting, running = list(jobs), dict[Connection, tuple[Job, BaseProcess]]()
+    waiting, running = list(jobs), dict[Connection, tuple[Job, BaseProcess, float]]()
     try:
         while waiting or running:
             while waiting and len(running) < workers and time.monotonic() < deadline:
                 job = waiting.pop(0)
                 pipe, process = _start(function, job)
-                running[pipe] = (job, process)
-            ready = wait(list(running), max(0.0, deadline - time.monotonic())) if running else []
-            if not ready:
+                running[pipe] = (job, process, min(deadline, time.monotonic() + limit))
+            if not running:
                 break
+            soonest = min(end for _, _, end in running.values())
             answered: Any
-            for answered in ready:
-                yield _finished(answered, *running.pop(answered))
-        for job, _ in running.values():
-            yield Done(job, None, "it had not ended when the time was over")
+            for answered in wait(list(running), max(0.0, soonest - time.monotonic())):
+                job, process, _ = running.pop(answered)
+                yield _finished(answered, job, process)
+            for pipe, (job, process, end) in list(running.items()):
+                if time.monotonic() >= end:
+                    del running[pipe]
+                    _end(process)
+                    over = "when the time was over" if end == deadline else f"after {limit:.0f} s"
+                    yield Done(job, None, f"it had not ended {over}")
         yield from (Done(job, None, begun=False) for job in waiting)
     finally:
-        for _, process in running.values():
-            process.kill()
-            process.join()
+        for _, process, _ in running.values():
+            _end(process)
 
 
 def _run_here(
@@ -77,7 +100,12 @@ def _run_here(
         try:
             yield Done(job, function(job))
         except Exception as error:  # a job that fails is a result
-            yield Done(job, None, reason(error))
+            yield Done(job, None, in_short(error), trace=traceback.format_exc())
+
+
+def _end(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
 
 
 def _start(function: Callable[[Job], Value], job: Job) -> tuple[Connection, BaseProcess]:
@@ -91,28 +119,28 @@ def _start(function: Callable[[Job], Value], job: Job) -> tuple[Connection, Base
 
 
 def _child(pipe: Connection, function: Callable[[Job], Value], job: Job) -> None:
+    if sys.platform == "linux":  # else it would go on using the GPU
+        ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGKILL)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # there is a process for each job already
     try:
         value: Value | None = function(job)
-        error = ""
+        error = trace = ""
     except Exception as raised:
-        traceback.print_exc()
-        value, error = None, reason(raised)
-    pipe.send((value, error))
+        value, error, trace = None, in_short(raised), traceback.format_exc()
+    pipe.send((value, error, trace))
 
 
 def _finished(pipe: Connection, job: Job, process: BaseProcess) -> Done[Job, Value]:
+    trace = ""
     try:
-        value, error = pipe.recv()
+        value, error, trace = pipe.recv()
     except EOFError:
-        process.join()
+        process.join(PATIENCE)
         value, error = None, f"its process died with exit code {process.exitcode}"
     except Exception as broken:  # what it sent cannot be read
-        value, error = None, reason(broken)
-    process.join()
+        value, error = None, in_short(broken)
+    process.join(PATIENCE)
+    if process.is_alive():  # what it had to say is here; a library's cleaning up may hang
+        _end(process)
     pipe.close()
-    return Done(job, value, error)
-
-
-def reason(error: Exception) -> str:
-    """The exception in a line."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return Done(job, value, error, trace=trace)

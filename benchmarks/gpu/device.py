@@ -22,6 +22,8 @@ QUERIES = (
     "driver_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw",
     "power.limit", "temperature.gpu",
 )  # fmt: skip
+#: Of those, what is asked while the GPU works.
+WHILE_BUSY = ("pstate", "clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 #: Calls before a capture, as torch's notes on CUDA graphs ask for.
 WARM_UPS = 3
 #: Size and number of the products that keep a stream busy for some tenths of a second.
@@ -74,6 +76,9 @@ class Device(Protocol):
     def clock(self, device: str, threads: int) -> tuple[str, Clock]:
         """See `timing.clock_for`."""
 
+    def clocks(self) -> str:
+        """Clocks, power and temperature while the device works; empty where nothing tells."""
+
 
 class Cuda:
     """A GPU, by torch.cuda."""
@@ -107,8 +112,16 @@ class Cuda:
             "cuda": torch.version.cuda,
             "hip": torch.version.hip,
             "cudnn": torch.backends.cudnn.version(),
-            "nvidia_smi": nvidia_smi(),
+            "cuDNN in float32": "TF32 allowed" if torch.backends.cudnn.allow_tf32 else "no TF32",
+            "products in float32": torch.get_float32_matmul_precision(),
+            "nvidia_smi": nvidia_smi(self._identity),
         }
+
+    @property
+    def _identity(self) -> str:
+        """As nvidia-smi knows it, whose numbers are not those of CUDA_VISIBLE_DEVICES."""
+        about = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return f"GPU-{about.uuid}" if hasattr(about, "uuid") else str(torch.cuda.current_device())
 
     def capture(self, call: Call) -> tuple[Results, Callable[[], None]]:
         """See `Device`."""
@@ -155,10 +168,19 @@ class Cuda:
         """See `Device`."""
         return clock_for(device, threads)
 
+    def clocks(self) -> str:
+        """See `Device`. An idle GPU lowers its clocks within a second, so that products keep it busy meanwhile."""
+        busy = torch.randn(DELAY_WIDTH, DELAY_WIDTH, device=self.name, dtype=torch.bfloat16) / DELAY_WIDTH
+        for _ in range(20 * DELAY_PRODUCTS):
+            busy = busy @ busy
+        found = nvidia_smi(self._identity)
+        torch.cuda.synchronize()
+        return "" if found is None else ", ".join(f"{name} {found[name]}" for name in WHILE_BUSY)
 
-def nvidia_smi() -> dict[str, str] | None:
-    """Driver, clocks, power and temperature of the first GPU; None where nvidia-smi is not there or fails."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(QUERIES)}", "--format=csv,noheader", "--id=0"]
+
+def nvidia_smi(which: str) -> dict[str, str] | None:
+    """Driver, clocks, power and temperature of a GPU; None where nvidia-smi is not there or fails."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(QUERIES)}", "--format=csv,noheader", f"--id={which}"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import subprocess
 from collections import Counter
@@ -23,6 +25,11 @@ HEADINGS = {
     "forward": "Time and memory of the forward pass",
     "training": "Time and memory of forward and backward pass",
 }
+#: Variables that change what is computed with, or how.
+ENVIRONMENT = (
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "CUDA_VISIBLE_DEVICES",
+    "PYTORCH_CUDA_ALLOC_CONF", "TRITON_INTERPRET", "TRITON_CACHE_DIR",
+)  # fmt: skip
 #: Findings of one kind that are written out.
 SHOWN = 20
 
@@ -32,30 +39,49 @@ def path_of(device: Device, out: Path) -> Path:
     return out / f"gpu-{re.sub(r'[^a-z0-9]+', '-', device.title.lower()).strip('-')}.json"
 
 
-def add(device: Device, stage: str, result: Result, out: Path) -> tuple[Path, Path]:
+def add(device: Device, machine: Mapping[str, Any], stage: str, result: Result, out: Path) -> tuple[Path, Path]:
     """Put a stage's result into the report of its device, in place of an older one; the JSON and the Markdown."""
     path = path_of(device, out)
-    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if data.get("schema") != SCHEMA:
-        data = {"schema": SCHEMA, "stages": {}}
+    data = _before(path)
     data |= {"title": device.title, "stood_in": list(device.stood_in)}
-    data["stages"][stage] = machine(device) | result.as_dict()
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    data["stages"][stage] = {"when": now, **machine, **_plain(result.as_dict())}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     written = path.with_suffix(".md")
-    written.write_text(markdown(data), encoding="utf-8")
+    for file, text in ((path, json.dumps(data, indent=1, allow_nan=False) + "\n"), (written, markdown(data))):
+        whole = file.with_name(f"{file.name}.new")  # a run that is killed leaves the old one
+        whole.write_text(text, encoding="utf-8")
+        whole.replace(file)
     return path, written
 
 
+def _before(path: Path) -> dict[str, Any]:
+    """The report so far; a new one where there is none that can be read."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        data = {}
+    return data if data.get("schema") == SCHEMA else {"schema": SCHEMA, "stages": {}}
+
+
+def _plain(value: Any) -> Any:
+    """Without infinities and NaN, which JSON has none of: None in their place."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def machine(device: Device) -> dict[str, Any]:
-    """When, with what and where, as plain data."""
+    """With what and where, as plain data; what cannot be told is None."""
     found = facts()
     return {
-        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "versions": found["versions"],
         "machine": found["machine"],
         "device": device.facts(),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     }
 
 
@@ -88,11 +114,15 @@ def _stage(found: Mapping[str, Any]) -> str:
 
 
 def _machine(found: Mapping[str, Any]) -> str:
-    about = {**found["versions"], **{name: value for name, value in found["device"].items() if name != "nvidia_smi"}}
+    about = {
+        **found["versions"],
+        **{name: value for name, value in found["device"].items() if name != "nvidia_smi"},
+        **found["environment"],
+    }
     text = ", ".join(f"{name} {value}" for name, value in about.items() if value is not None)
     smi = found["device"].get("nvidia_smi")
     clocks = ", ".join(f"{name} {value}" for name, value in smi.items()) if smi else "nvidia-smi not there"
-    return f"{text}. {clocks}.\n"
+    return f"{text}. Before the run: {clocks}.\n"
 
 
 def _listed(status: str, findings: Sequence[Mapping[str, str]]) -> list[str]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import verify
-from rmc_kernels.benchmarks.gpu import apart
 from rmc_kernels.benchmarks.gpu.device import Device
+from rmc_kernels.errors import in_short
 from rmc_kernels.verify.draws import Draw, by_backend, draw, evaluate
 
 Results = Mapping[str, Tensor]
@@ -40,7 +40,7 @@ def look_at(device: Device, repeats: int, case: verify.Case) -> list[Look]:
         try:
             looks.append((name, *look()))
         except Exception as error:  # the others are still to be looked at
-            looks.append((name, "error", apart.reason(error)))
+            looks.append((name, "error", in_short(error)))
     return looks
 
 

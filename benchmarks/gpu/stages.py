@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from rmc_kernels.benchmarks.gpu.device import Device
 from rmc_kernels.benchmarks.gpu.plan import Plan, backends_of
 from rmc_kernels.benchmarks.record import CaseResult
 from rmc_kernels.benchmarks.trial import checked, run_case
+from rmc_kernels.errors import in_short
 from rmc_kernels.verify.check import CaseResult as Verified
 
 Job = TypeVar("Job")
@@ -26,15 +28,25 @@ Status = Literal["right", "wrong", "error", "left out", "not served"]
 MOST_WORKERS = 16
 #: Share of the time of a benchmark in which kernels are compiled for all cases, side by side, before any is timed.
 COMPILING = 0.45
+#: Seconds of one case of a benchmark, its kernels compiled: one that hangs leaves time for the others.
+TIMING = 120.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at, and what became of it; whatever is neither "right" nor "not served" fails."""
+    """One thing that was looked at, and what became of it; whatever is neither "right" nor "not served" fails.
+
+    Attributes:
+        name: of it.
+        status: what became of it.
+        detail: how right, or why not.
+        trace: of the exception, where there was one.
+    """
 
     name: str
     status: Status
     detail: str = ""
+    trace: str = ""
 
     @property
     def fails(self) -> bool:
@@ -87,8 +99,22 @@ def verification(device: Device, plan: Plan, seconds: float, tell: Tell) -> Resu
         tensors = "; ".join(f"{tensor}: {compared}" for tensor, compared in result.misses.items())
         return [Finding(_name(job), "wrong", f"{result.reason or tensors}; {verify.reproducer(result)}")]
 
+    right: set[tuple[str, str]] = set()
+
+    def noted(job: tuple[verify.Case, str], result: Verified) -> list[Finding]:
+        if result.status == "right" and result.backend == device.backend:
+            right.add((result.case.spec.variant, result.case.dtype))
+        return found(job, result)
+
     jobs = backends_of(plan, device.backend)
-    return _collect(partial(_verified, device.name), jobs, _name, found, device, seconds, tell)
+    result = _collect(partial(_verified, device.name), jobs, _name, noted, device, seconds, tell)
+    served = dict.fromkeys((case.spec.variant, case.dtype) for case in plan.subjects)
+    result.findings.extend(
+        Finding(f"{device.backend}, {variant}, {dtype}", "wrong", "no case of it was found right")
+        for variant, dtype in served
+        if (variant, dtype) not in right
+    )
+    return result
 
 
 def _verified(device: str, job: tuple[verify.Case, str]) -> Verified:
@@ -125,14 +151,18 @@ def benchmark(mode: Mode, device: Device, plan: Plan, seconds: float, tell: Tell
             tell(f"compiled: {_case_name(done.job)} {done.error}")
     cases: list[CaseResult] = []
 
-    def found(group: Group, result: CaseResult) -> list[Finding]:
+    def found(group: Group, timed: tuple[CaseResult, str]) -> list[Finding]:
+        result, clocks = timed
         cases.append(result)
         bad = [f"{figure.label}: {figure.status}: {figure.note}" for figure in result.figures if not figure.seconds]
         ours = any(figure.contestant == f"rmc {device.backend}" and figure.seconds for figure in result.figures)
-        return [Finding(_case_name(group), "right" if result.ok and ours else "wrong", "; ".join(bad))]
+        detail = "; ".join([*bad, *([clocks] if clocks else [])])
+        return [Finding(_case_name(group), "right" if result.ok and ours else "wrong", detail)]
 
     left = start + seconds - time.monotonic()
-    result = _collect(partial(time_case, device), groups, _case_name, found, device, left, tell, workers=1)
+    result = _collect(
+        partial(time_case, device), groups, _case_name, found, device, left, tell, workers=1, limit=TIMING
+    )  # fmt: skip
     return Result(result.findings, time.monotonic() - start, cases)
 
 
@@ -143,15 +173,15 @@ def _case_name(group: Group) -> str:
 def compile_all(device: Device, group: Group) -> None:
     """Run every contestant once, so that its kernels are in the caches of Triton and torch."""
     (case,) = group.cases
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # there is a process for each case already
     for contestant in line_up(case, group.against, [device.backend]):
         checked(contestant, case, device.name)
 
 
-def time_case(device: Device, group: Group) -> CaseResult:
-    """One case; the contestants are checked, in this process too, before they are timed."""
+def time_case(device: Device, group: Group) -> tuple[CaseResult, str]:
+    """One case, and the clocks of the device after it; the contestants are checked, in this process too, before."""
     (case,) = group.cases
-    return run_case(case, group, [device.backend], device.name, None, device.meter, clock=device.clock)
+    found = run_case(case, group, [device.backend], device.name, None, device.meter, clock=device.clock)
+    return found, device.clocks()
 
 
 def _collect(
@@ -163,21 +193,25 @@ def _collect(
     seconds: float,
     tell: Tell,
     workers: int | None = None,
+    limit: float = float("inf"),
 ) -> Result:
     """Run jobs, and make findings of what they give."""
     start = time.monotonic()
     count = 0 if device.alone else (workers or _workers())
     findings: list[Finding] = []
-    for done in apart.run_all(function, jobs, workers=count, deadline=start + seconds):
-        if done.value is not None:
-            some = found(done.job, done.value)
-        elif done.begun:
-            some = [Finding(name(done.job), "error", done.error)]
-        else:
-            some = [Finding(name(done.job), "left out", "the time was over")]
-        findings += some
-        for finding in some:
-            tell(f"{finding.status}: {finding.name} {finding.detail}")
+    try:
+        for done in apart.run_all(function, jobs, workers=count, deadline=start + seconds, limit=limit):
+            if done.value is not None:
+                some = found(done.job, done.value)
+            elif done.begun:
+                some = [Finding(name(done.job), "error", done.error, done.trace)]
+            else:
+                some = [Finding(name(done.job), "left out", "the time was over")]
+            findings += some
+            for finding in some:
+                tell(f"{finding.status}: {finding.name} {finding.detail}\n{finding.trace}".rstrip())
+    except Exception as broken:  # what was found before it is not to be lost
+        findings.append(Finding("the stage", "error", in_short(broken), traceback.format_exc()))
     return Result(findings, time.monotonic() - start)
 
 

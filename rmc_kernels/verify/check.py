@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import backends
+from rmc_kernels.errors import in_short
 from rmc_kernels.verify import relu
 from rmc_kernels.verify.baseline import Baseline, baselines, one_thread
 from rmc_kernels.verify.bounds import Comparison, Errors
@@ -75,7 +76,7 @@ def check_case(case: Case, backend: str, *, seed: int = 0, device: str = "cpu") 
             found = [evaluate(base.drawn, runner) for base in bases]
         errors = [base.errors(results) for results, base in zip(found, bases, strict=True)]
     except Exception as error:  # whatever a backend raises is a miss, and the other cases are still to be verified
-        return CaseResult(case, backend, device, seed, "miss", f"{type(error).__name__}: {error}")
+        return CaseResult(case, backend, device, seed, "miss", in_short(error))
     eager = _pool([base.eager for base in bases])
     comparisons = _compare(_pool(errors), eager)
     flips: tuple[str, ...] = ()
