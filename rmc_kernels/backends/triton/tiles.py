@@ -75,16 +75,20 @@ class Entry:
         tile: the tile.
         reason: why this one. "registers" and "spills" (stores) are those of the compiler for sm_80, 8 slots, 4 heads;
             docs/compile-matrix.md has all.
+        on_amd: the tile on AMD's targets; None for the same with `AMD_WARPS`.
     """
 
     width: int
     wide: bool
     tile: Tile
     reason: str
+    on_amd: Tile | None = None
 
     def tile_on(self, target: str) -> Tile:
         """The tile for a target."""
-        return replace(self.tile, warps=AMD_WARPS) if target.startswith("gfx") else self.tile
+        if target.startswith("gfx"):
+            return self.on_amd or replace(self.tile, warps=AMD_WARPS)
+        return self.tile
 
 
 #: Width of the entries that take any.
@@ -95,7 +99,13 @@ TABLE = (
     Entry(64, False, Tile(32, 64, 64, 64, 8, 2), "twice the rows at twice the warps; at 4 warps 16 spills"),
     Entry(64, False, Tile(64, 32, 32, 32, 8, 2), "narrow blocks; with 64 columns 19 spills, with 16 warps 36"),
     Entry(128, False, Tile(16, 64, 128, 64, 4, 2), "left side resident, fewest rows"),
-    Entry(128, False, Tile(32, 64, 128, 64, 8, 2), "left side resident; at 4 warps 15 spills"),
+    Entry(
+        128,
+        False,
+        Tile(32, 64, 128, 64, 8, 2),
+        "left side resident; at 4 warps 15 spills; with 64 columns gfx942: 39",
+        on_amd=Tile(32, 32, 128, 64, AMD_WARPS, 2),
+    ),
     Entry(128, False, Tile(64, 32, 64, 64, 8, 2), "inner dimension in blocks; 64 resident rows: 31 spills"),
     Entry(256, False, Tile(16, 32, 256, 64, 4, 2), "left side resident: 254 registers"),
     Entry(256, False, Tile(32, 32, 256, 32, 8, 2), "at 4 warps 52 spills"),
