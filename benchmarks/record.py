@@ -44,6 +44,7 @@ class Figure:
         parameters: how many the contestant has; 0 in records older than this field.
         peak_bytes: peak memory of one call beyond arguments and parameters; None where it was not measured.
         severity: share of the parity criterion that was used; None for another model or where it could not run.
+        trace: of the exception behind an "error" or "unavailable", with those it comes from; empty without one.
         seconds, wall: of one call, sample by sample, by the contestant's clock and on the wall.
         fma, gemm, amx, bandwidth: the ceilings read before each sample (GFLOP/s, GB/s), or empty.
     """
@@ -58,6 +59,7 @@ class Figure:
     parameters: int = 0
     peak_bytes: int | None = None
     severity: float | None = None
+    trace: str = ""
     seconds: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
     fma: list[float] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -13,7 +14,7 @@ from rmc_kernels.benchmarks import ceilings, contention, memory, parity
 from rmc_kernels.benchmarks.cases import Case, Group
 from rmc_kernels.benchmarks.contestants import Contestant, timed
 from rmc_kernels.benchmarks.problem import draw
-from rmc_kernels.benchmarks.record import CaseResult, Figure, timed_figure
+from rmc_kernels.benchmarks.record import CaseResult, Figure, Status, timed_figure
 from rmc_kernels.benchmarks.timing import Clock, Entry, clock_for, interleave
 from rmc_kernels.errors import in_short
 
@@ -117,7 +118,8 @@ def checked(
             return replace(figure, note=contestant.note)
         verdict = parity.check(contestant.bind, case, device)
     except Exception as error:  # one contestant that breaks must not take the others' figures with it
-        return replace(figure, status="error" if contestant.ours else "unavailable", note=in_short(error))
+        status: Status = "error" if contestant.ours else "unavailable"
+        return replace(figure, status=status, note=in_short(error), trace=traceback.format_exc())
     finally:
         torch.set_num_threads(threads_before)
     return replace(

@@ -19,7 +19,7 @@ def describe(value: object) -> str:
 def in_short(error: BaseException) -> str:
     """An exception in a line, with the one that it comes from in the end: a compiler's own says where, not what."""
     first = error
-    while (cause := first.__cause__ or first.__context__) is not None:
+    while (cause := first.__cause__ or (None if first.__suppress_context__ else first.__context__)) is not None:
         first = cause
     lines = [f"{type(each).__name__}: {str(each).strip().partition(chr(10))[0]}" for each in (error, first)]
     return lines[0] if first is error else f"{lines[0]} ({lines[1]})"

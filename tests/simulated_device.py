@@ -61,7 +61,7 @@ class Simulated:
     def clock(self, device: str, threads: int) -> tuple[str, Clock]:
         return "a constant, as there is no time", _without_time
 
-    def clocks(self) -> str:
+    def clocks(self, work: Callable[[], object]) -> str:
         return ""
 
     def peak(self, order: Order, number: int) -> int | None:

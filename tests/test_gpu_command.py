@@ -95,7 +95,7 @@ def _plan() -> Plan:
 
 def _looks(place: device.Device) -> dict[str, str]:
     found = runtime.look_at(place, 2, _plan().subjects[0])
-    return {name: status for name, status, _ in found if status != "not served"}
+    return {name: status for name, status, *_ in found if status != "not served"}
 
 
 def _changed(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor, int], Tensor]) -> None:
@@ -269,7 +269,7 @@ def test_the_facts_of_a_device_are_plain_data(monkeypatch: pytest.MonkeyPatch) -
         ("get_device_properties", about),
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda *which, value=value: value)
-    monkeypatch.setattr(device, "nvidia_smi", lambda which: {"of": which})
+    monkeypatch.setattr(device, "nvidia_smi", lambda which, queries: {"of": which})
     found = json.loads(json.dumps(device.Cuda().facts()))
     assert (found["name"], found["processors"], found["capability"]) == ("H100", 132, [9, 0])
     assert found["nvidia_smi"] == {"of": "GPU-12-34"}
@@ -422,10 +422,10 @@ def test_clocks_are_read_where_nvidia_smi_is(
     output: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert device.nvidia_smi("0") is None
+    assert device.nvidia_smi("0", device.QUERIES) is None
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{output}'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    found = device.nvidia_smi("0")
+    found = device.nvidia_smi("0", device.QUERIES)
     assert (found and found["clocks.sm"]) == expected
 
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from rmc_kernels.errors import in_short
 
-#: Seconds in which a process that has answered is to end.
+#: Seconds in which a process that has answered, or was killed, is to end.
 PATIENCE = 10.0
 #: `prctl` of Linux: the signal that a process gets when its parent dies.
 _PARENT_DIES = 1
@@ -105,7 +105,7 @@ def _run_here(
 
 def _end(process: BaseProcess) -> None:
     process.kill()
-    process.join()
+    process.join(PATIENCE)  # within a driver's call not even that ends it
 
 
 def _start(function: Callable[[Job], Value], job: Job) -> tuple[Connection, BaseProcess]:
@@ -121,6 +121,9 @@ def _start(function: Callable[[Job], Value], job: Job) -> tuple[Connection, Base
 def _child(pipe: Connection, function: Callable[[Job], Value], job: Job) -> None:
     if sys.platform == "linux":  # else it would go on using the GPU
         ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        if parent is not None and os.getppid() != parent.pid:  # which died before that
+            os._exit(1)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # there is a process for each job already
     try:
         value: Value | None = function(job)

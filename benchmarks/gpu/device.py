@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -22,12 +25,16 @@ QUERIES = (
     "driver_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw",
     "power.limit", "temperature.gpu",
 )  # fmt: skip
-#: Of those, what is asked while the GPU works.
+#: What is asked while the GPU works; and what holds its clocks down, as bits, by the name that newer drivers have for
+#: it and by the older one. A driver refuses a whole query for one name that it does not know.
 WHILE_BUSY = ("pstate", "clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+HELD_DOWN_BY = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 #: Calls before a capture, as torch's notes on CUDA graphs ask for.
 WARM_UPS = 3
 #: Size and number of the products that keep a stream busy for some tenths of a second.
 DELAY_WIDTH, DELAY_PRODUCTS = 8192, 12
+#: Seconds of work before clocks are read: an idle GPU has lowered them, and raises them within some tenths.
+BUSY_SECONDS = 1.0
 
 
 class Device(Protocol):
@@ -76,8 +83,8 @@ class Device(Protocol):
     def clock(self, device: str, threads: int) -> tuple[str, Clock]:
         """See `timing.clock_for`."""
 
-    def clocks(self) -> str:
-        """Clocks, power and temperature while the device works; empty where nothing tells."""
+    def clocks(self, work: Callable[[], object]) -> str:
+        """Clocks, power and temperature while the device does `work`, again and again; empty where nothing tells."""
 
 
 class Cuda:
@@ -89,9 +96,9 @@ class Cuda:
     alone = False
     meter = memory.Meter("cuda")
 
-    @property
+    @cached_property
     def title(self) -> str:
-        """The device's name."""
+        """The device's name; a device that was lost since then does not tell it any more."""
         return torch.cuda.get_device_name()
 
     def missing(self) -> str | None:
@@ -114,7 +121,7 @@ class Cuda:
             "cudnn": torch.backends.cudnn.version(),
             "cuDNN in float32": "TF32 allowed" if torch.backends.cudnn.allow_tf32 else "no TF32",
             "products in float32": torch.get_float32_matmul_precision(),
-            "nvidia_smi": nvidia_smi(self._identity),
+            "nvidia_smi": nvidia_smi(self._identity, QUERIES),
         }
 
     @property
@@ -168,22 +175,36 @@ class Cuda:
         """See `Device`."""
         return clock_for(device, threads)
 
-    def clocks(self) -> str:
-        """See `Device`. An idle GPU lowers its clocks within a second, so that products keep it busy meanwhile."""
-        busy = torch.randn(DELAY_WIDTH, DELAY_WIDTH, device=self.name, dtype=torch.bfloat16) / DELAY_WIDTH
-        for _ in range(20 * DELAY_PRODUCTS):
-            busy = busy @ busy
-        found = nvidia_smi(self._identity)
-        torch.cuda.synchronize()
-        return "" if found is None else ", ".join(f"{name} {found[name]}" for name in WHILE_BUSY)
+    def clocks(self, work: Callable[[], object]) -> str:
+        """See `Device`."""
+        warm = time.monotonic() + BUSY_SECONDS
+        with ThreadPoolExecutor(1) as pool:
+            while time.monotonic() < warm:
+                work()
+                torch.cuda.synchronize()
+            answer = pool.submit(_under_load, self._identity)
+            while not answer.done():
+                work()
+                torch.cuda.synchronize()
+        return ", ".join(f"{name} {value}" for name, value in answer.result().items())
 
 
-def nvidia_smi(which: str) -> dict[str, str] | None:
-    """Driver, clocks, power and temperature of a GPU; None where nvidia-smi is not there or fails."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(QUERIES)}", "--format=csv,noheader", f"--id={which}"]
+def _under_load(which: str) -> dict[str, str]:
+    found = nvidia_smi(which, WHILE_BUSY) or {}
+    return found | next((held for name in HELD_DOWN_BY if (held := nvidia_smi(which, (name,)))), {})
+
+
+def nvidia_smi(which: str, queries: Sequence[str]) -> dict[str, str] | None:
+    """What nvidia-smi answers of a GPU, by query; None where it is not there or fails.
+
+    Args:
+        which: number or UUID of the GPU.
+        queries: names of `nvidia-smi --help-query-gpu`.
+    """
+    command = ["nvidia-smi", f"--query-gpu={','.join(queries)}", "--format=csv,noheader", f"--id={which}"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     values = [value.strip() for value in found.strip().split(",")]
-    return dict(zip(QUERIES, values, strict=True)) if len(values) == len(QUERIES) else None
+    return dict(zip(queries, values, strict=True)) if len(values) == len(queries) else None

@@ -8,17 +8,19 @@ import os
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from rmc_kernels.benchmarks.gpu.device import Device
 from rmc_kernels.benchmarks.gpu.stages import STAGES, Result
-from rmc_kernels.benchmarks.record import CaseResult
+from rmc_kernels.benchmarks.models import GATES
+from rmc_kernels.benchmarks.record import CaseResult, Figure
+from rmc_kernels.errors import in_short
 from rmc_kernels.info import facts
 
-SCHEMA = 1
+SCHEMA = 2
 HEADINGS = {
     "verify": "Parity with float64, by the criterion of docs/verification.md",
     "runtime": "Same bits, CUDA graphs, streams, devices",
@@ -58,10 +60,10 @@ def add(device: Device, machine: Mapping[str, Any], stage: str, result: Result, 
 def _before(path: Path) -> dict[str, Any]:
     """The report so far; a new one where there is none that can be read."""
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         data = {}
-    return data if data.get("schema") == SCHEMA else {"schema": SCHEMA, "stages": {}}
+    return data if isinstance(data, dict) and data.get("schema") == SCHEMA else {"schema": SCHEMA, "stages": {}}
 
 
 def _plain(value: Any) -> Any:
@@ -74,15 +76,23 @@ def _plain(value: Any) -> Any:
 
 
 def machine(device: Device) -> dict[str, Any]:
-    """With what and where, as plain data; what cannot be told is None."""
-    found = facts()
+    """With what and where, as plain data; in place of what cannot be told, why."""
+    found = _asked(facts)
     return {
         "commit": _commit(),
-        "versions": found["versions"],
-        "machine": found["machine"],
-        "device": device.facts(),
+        "versions": found.get("versions", found),
+        "machine": found.get("machine", found),
+        "device": _asked(device.facts),
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     }
+
+
+def _asked(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What it says; a driver that fails is no reason to lose what a stage finds."""
+    try:
+        return ask()
+    except Exception as error:
+        return {"not told": in_short(error)}
 
 
 def markdown(data: Mapping[str, Any]) -> str:
@@ -106,10 +116,10 @@ def _stage(found: Mapping[str, Any]) -> str:
         f"{found['when']}, commit {found['commit'] or 'unknown'}.\n",
         _machine(found),
     ]
-    for status in ("wrong", "error", "left out", "not served"):
+    for status in ("wrong", "error", "left out", "no yardstick", "not served"):
         lines += _listed(status, [each for each in found["findings"] if each["status"] == status])
     if found["cases"]:
-        lines.append(_times([CaseResult.from_dict(case) for case in found["cases"]]))
+        lines.append(_times([CaseResult.from_dict(case) for case in found["cases"]], found["device"]))
     return "\n".join(lines)
 
 
@@ -133,7 +143,7 @@ def _listed(status: str, findings: Sequence[Mapping[str, str]]) -> list[str]:
     return [*lines[:SHOWN], *more, ""] if lines else []
 
 
-def _times(cases: Sequence[CaseResult]) -> str:
+def _times(cases: Sequence[CaseResult], device: Mapping[str, Any]) -> str:
     rows: list[tuple[str, ...]] = []
     for case in cases:
         for figure in case.figures:
@@ -151,13 +161,21 @@ def _times(cases: Sequence[CaseResult]) -> str:
                     "" if times_eager is None else f"{times_eager:.2f}",
                     "" if figure.peak_bytes is None else f"{figure.peak_bytes / 1e6:,.1f}",
                     "" if figure.severity is None else f"{100 * figure.severity:.0f} %",
-                    "" if figure.is_rmc and figure.severity is not None else figure.note,
+                    _note(case, figure, device),
                 )
             )
     clock = next((figure.clock for case in cases for figure in case.figures), "nothing")
     head = ("case", "contestant", "µs/step, median (quartiles)", "x eager", "peak MB", "of the parity bound", "note")
     lines = [head, ["---"] * len(head), *rows]
     return f"Timed by {clock}.\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _note(case: CaseResult, figure: Figure, device: Mapping[str, Any]) -> str:
+    """What else a reader should know: of float32 in which arithmetic it was, which torch has two settings for."""
+    setting = "cuDNN in float32" if figure.contestant in GATES else "products in float32"
+    arithmetic = f"{setting}: {device[setting]}" if case.case.dtype == "float32" and setting in device else ""
+    note = "" if figure.is_rmc and figure.severity is not None else figure.note
+    return "; ".join(part for part in (note, arithmetic) if part)
 
 
 def _commit() -> str | None:

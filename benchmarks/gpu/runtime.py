@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +19,16 @@ from rmc_kernels.verify.draws import Draw, by_backend, draw, evaluate
 
 Results = Mapping[str, Tensor]
 Status = Literal["right", "wrong", "error", "not served"]
-#: What was looked at, what became of it, and a word on it.
-Look = tuple[str, Status, str]
 Verdict = tuple[Status, str]
+
+
+class Look(NamedTuple):
+    """What was looked at, what became of it, a word on it, and the trace of the exception if it raised one."""
+
+    name: str
+    status: Status
+    detail: str
+    trace: str = ""
 
 
 def look_at(device: Device, repeats: int, case: verify.Case) -> list[Look]:
@@ -38,9 +46,9 @@ def look_at(device: Device, repeats: int, case: verify.Case) -> list[Look]:
         ("on another device than the current one", partial(_elsewhere, device, case, expected)),
     ):
         try:
-            looks.append((name, *look()))
+            looks.append(Look(name, *look()))
         except Exception as error:  # the others are still to be looked at
-            looks.append((name, "error", in_short(error)))
+            looks.append(Look(name, "error", in_short(error), traceback.format_exc()))
     return looks
 
 

@@ -6,24 +6,26 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from rmc_kernels import verify
 from rmc_kernels.benchmarks.cases import Group, Mode
-from rmc_kernels.benchmarks.contestants import line_up
+from rmc_kernels.benchmarks.contestants import line_up, timed
 from rmc_kernels.benchmarks.gpu import apart, runtime
 from rmc_kernels.benchmarks.gpu.device import Device
 from rmc_kernels.benchmarks.gpu.plan import Plan, backends_of
+from rmc_kernels.benchmarks.problem import draw
 from rmc_kernels.benchmarks.record import CaseResult
 from rmc_kernels.benchmarks.trial import checked, run_case
 from rmc_kernels.errors import in_short
+from rmc_kernels.verify.baseline import NO_YARDSTICK
 from rmc_kernels.verify.check import CaseResult as Verified
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
-Status = Literal["right", "wrong", "error", "left out", "not served"]
+Status = Literal["right", "wrong", "error", "left out", "no yardstick", "not served"]
 #: Most processes side by side: what they wait for is Triton's compiler.
 MOST_WORKERS = 16
 #: Share of the time of a benchmark in which kernels are compiled for all cases, side by side, before any is timed.
@@ -34,7 +36,7 @@ TIMING = 120.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at, and what became of it; whatever is neither "right" nor "not served" fails.
+    """One thing that was looked at, and what became of it.
 
     Attributes:
         name: of it.
@@ -52,6 +54,11 @@ class Finding:
     def fails(self) -> bool:
         """Whether the stage fails by it."""
         return self.status in ("wrong", "error", "left out")
+
+    @property
+    def line(self) -> str:
+        """To be told; the trace, if any, in lines of its own."""
+        return f"{self.status}: {self.name} {self.detail}\n{self.trace}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -83,13 +90,27 @@ class Result:
         }
 
 
-Tell = Callable[[str], None]
+class Listener(NamedTuple):
+    """Who hears of a stage while it runs.
+
+    Attributes:
+        tell: takes a line.
+        keep: takes the result so far, which fails, since the rest is left out.
+    """
+
+    tell: Callable[[str], object]
+    keep: Callable[[Result], object]
 
 
-def verification(device: Device, plan: Plan, seconds: float, tell: Tell) -> Result:
+REST = Finding("the rest", "left out", "the run was ended before it")
+
+
+def verification(device: Device, plan: Plan, seconds: float, listener: Listener) -> Result:
     """Parity of every case, by the criterion of `rmc verify`."""
 
     def found(job: tuple[verify.Case, str], result: Verified) -> list[Finding]:
+        if result.reason.startswith(NO_YARDSTICK):
+            return [Finding(_name(job), "no yardstick", result.reason)]
         if result.status == "not served":
             kind = f"{result.backend}, {result.case.spec.variant}, {result.case.dtype}"
             return [Finding(kind, "not served", result.reason)]
@@ -97,7 +118,8 @@ def verification(device: Device, plan: Plan, seconds: float, tell: Tell) -> Resu
             worst = max(result.comparisons.values(), key=lambda compared: compared.severity)
             return [Finding(_name(job), "right", f"{100 * worst.severity:.0f} % of the bound")]
         tensors = "; ".join(f"{tensor}: {compared}" for tensor, compared in result.misses.items())
-        return [Finding(_name(job), "wrong", f"{result.reason or tensors}; {verify.reproducer(result)}")]
+        detail = f"{result.reason or tensors}; {verify.reproducer(result)}"
+        return [Finding(_name(job), "wrong", detail, result.trace)]
 
     right: set[tuple[str, str]] = set()
 
@@ -107,14 +129,16 @@ def verification(device: Device, plan: Plan, seconds: float, tell: Tell) -> Resu
         return found(job, result)
 
     jobs = backends_of(plan, device.backend)
-    result = _collect(partial(_verified, device.name), jobs, _name, noted, device, seconds, tell)
+    result = _collect(partial(_verified, device.name), jobs, _name, noted, device, seconds, listener)
     served = dict.fromkeys((case.spec.variant, case.dtype) for case in plan.subjects)
-    result.findings.extend(
+    missed = [
         Finding(f"{device.backend}, {variant}, {dtype}", "wrong", "no case of it was found right")
         for variant, dtype in served
         if (variant, dtype) not in right
-    )
-    return result
+    ]
+    for finding in missed:
+        listener.tell(finding.line)
+    return replace(result, findings=[*result.findings, *missed])
 
 
 def _verified(device: str, job: tuple[verify.Case, str]) -> Verified:
@@ -127,20 +151,20 @@ def _name(job: tuple[verify.Case, str]) -> str:
     return f"{backend} {case.as_json()}"
 
 
-def while_running(device: Device, plan: Plan, seconds: float, tell: Tell) -> Result:
+def while_running(device: Device, plan: Plan, seconds: float, listener: Listener) -> Result:
     """The same bits, graphs, streams, devices; see `runtime`."""
 
     def found(case: verify.Case, looks: list[runtime.Look]) -> list[Finding]:
         return [
-            Finding(what if status == "not served" else f"{what}: {case.as_json()}", status, detail)
-            for what, status, detail in looks
+            Finding(what if status == "not served" else f"{what}: {case.as_json()}", status, detail, trace)
+            for what, status, detail, trace in looks
         ]
 
     function = partial(runtime.look_at, device, plan.repeats)
-    return _collect(function, plan.subjects, verify.Case.as_json, found, device, seconds, tell)
+    return _collect(function, plan.subjects, verify.Case.as_json, found, device, seconds, listener)
 
 
-def benchmark(mode: Mode, device: Device, plan: Plan, seconds: float, tell: Tell) -> Result:
+def benchmark(mode: Mode, device: Device, plan: Plan, seconds: float, listener: Listener) -> Result:
     """Time and memory in a mode, of contestants that are right; first everything is compiled, side by side."""
     start = time.monotonic()
     groups = [group for group in plan.timed if group.cases[0].mode == mode]
@@ -148,20 +172,22 @@ def benchmark(mode: Mode, device: Device, plan: Plan, seconds: float, tell: Tell
         for done in apart.run_all(
             partial(compile_all, device), groups, workers=_workers(), deadline=start + COMPILING * seconds
         ):
-            tell(f"compiled: {_case_name(done.job)} {done.error}")
+            listener.tell(f"compiled: {_case_name(done.job)} {done.error}")
     cases: list[CaseResult] = []
 
-    def found(group: Group, timed: tuple[CaseResult, str]) -> list[Finding]:
-        result, clocks = timed
+    def found(group: Group, given: tuple[CaseResult, str]) -> list[Finding]:
+        result, clocks = given
         cases.append(result)
         bad = [f"{figure.label}: {figure.status}: {figure.note}" for figure in result.figures if not figure.seconds]
         ours = any(figure.contestant == f"rmc {device.backend}" and figure.seconds for figure in result.figures)
         detail = "; ".join([*bad, *([clocks] if clocks else [])])
-        return [Finding(_case_name(group), "right" if result.ok and ours else "wrong", detail)]
+        traces = "\n".join(f"{figure.label}: {figure.trace}" for figure in result.figures if figure.trace)
+        return [Finding(_case_name(group), "right" if result.ok and ours else "wrong", detail, traces)]
 
     left = start + seconds - time.monotonic()
+    with_cases = Listener(listener.tell, lambda part: listener.keep(replace(part, cases=cases)))
     result = _collect(
-        partial(time_case, device), groups, _case_name, found, device, left, tell, workers=1, limit=TIMING
+        partial(time_case, device), groups, _case_name, found, device, left, with_cases, workers=1, limit=TIMING
     )  # fmt: skip
     return Result(result.findings, time.monotonic() - start, cases)
 
@@ -178,10 +204,20 @@ def compile_all(device: Device, group: Group) -> None:
 
 
 def time_case(device: Device, group: Group) -> tuple[CaseResult, str]:
-    """One case, and the clocks of the device after it; the contestants are checked, in this process too, before."""
+    """One case, and the device's clocks under it; the contestants are checked, in this process too, before."""
     (case,) = group.cases
     found = run_case(case, group, [device.backend], device.name, None, device.meter, clock=device.clock)
-    return found, device.clocks()
+    return found, _clocks(device, group)
+
+
+def _clocks(device: Device, group: Group) -> str:
+    """Those while the cell is run once more: between the rounds, asking for them would disturb what is timed."""
+    (case,) = group.cases
+    try:
+        (cell,) = line_up(case, (), [device.backend])
+        return device.clocks(timed(cell.bind(draw(case, device=device.name)), case.mode))
+    except Exception as error:  # what was timed is not to be lost
+        return f"clocks: {in_short(error)}"
 
 
 def _collect(
@@ -191,7 +227,7 @@ def _collect(
     found: Callable[[Job, Value], list[Finding]],
     device: Device,
     seconds: float,
-    tell: Tell,
+    listener: Listener,
     workers: int | None = None,
     limit: float = float("inf"),
 ) -> Result:
@@ -209,7 +245,8 @@ def _collect(
                 some = [Finding(name(done.job), "left out", "the time was over")]
             findings += some
             for finding in some:
-                tell(f"{finding.status}: {finding.name} {finding.detail}\n{finding.trace}".rstrip())
+                listener.tell(finding.line)
+            listener.keep(Result([*findings, REST], time.monotonic() - start))
     except Exception as broken:  # what was found before it is not to be lost
         findings.append(Finding("the stage", "error", in_short(broken), traceback.format_exc()))
     return Result(findings, time.monotonic() - start)
@@ -220,7 +257,7 @@ def _workers() -> int:
 
 
 #: Name on the command line -> stage.
-STAGES: dict[str, Callable[[Device, Plan, float, Tell], Result]] = {
+STAGES: dict[str, Callable[[Device, Plan, float, Listener], Result]] = {
     "verify": verification,
     "runtime": while_running,
     "forward": partial(benchmark, "forward"),

@@ -32,6 +32,8 @@ FEWEST_DRAWS = {"float32": 16, "bfloat16": 24, "float16": 24}
 OUTLIER = 3.0
 #: One run alone would overlook a draw in thirty that is a hundred times worse than the median.
 NOISY_RUNS = 2
+#: How the reason of a case begins that was not verified for want of something to hold it to.
+NO_YARDSTICK = "no yardstick"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def baselines(case: Case, seed: int, device: str, *, pooled: bool = True) -> lis
     wanted = draws_needed(case) if pooled else 2
     first = [_baseline(case, 1000 * seed + number, device) for number in range(wanted)]
     if not all(base.finite for base in first):
-        return f"no yardstick: eager PyTorch is not finite in {case.dtype}"
+        return f"{NO_YARDSTICK}: eager PyTorch is not finite in {case.dtype}"
     if not pooled:
         return first
     typical = {name: _median([base.rounding[name] for base in first]) for name in first[0].exact}
@@ -109,7 +111,7 @@ def baselines(case: Case, seed: int, device: str, *, pooled: bool = True) -> lis
             found.append(_weighted(base, typical))
         if len(found) == wanted:
             return found
-    return "no yardstick: rounding does too different things to different draws"
+    return f"{NO_YARDSTICK}: rounding does too different things to different draws"
 
 
 def _weighted(base: Baseline, typical: Mapping[str, float]) -> Baseline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class CaseResult:
         draws: how many draws were pooled.
         comparisons: tensor name -> its errors beside the eager ones.
         flips: the ReLU inputs within rounding of 0 that were shown to be on the other side, one line each.
+        trace: of the exception that the backend raised, with those it comes from; empty without one.
     """
 
     case: Case
@@ -43,6 +45,7 @@ class CaseResult:
     draws: int = 0
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
     flips: tuple[str, ...] = ()
+    trace: str = ""
 
     @property
     def misses(self) -> dict[str, Comparison]:
@@ -76,7 +79,8 @@ def check_case(case: Case, backend: str, *, seed: int = 0, device: str = "cpu") 
             found = [evaluate(base.drawn, runner) for base in bases]
         errors = [base.errors(results) for results, base in zip(found, bases, strict=True)]
     except Exception as error:  # whatever a backend raises is a miss, and the other cases are still to be verified
-        return CaseResult(case, backend, device, seed, "miss", in_short(error))
+        trace = traceback.format_exc()
+        return CaseResult(case, backend, device, seed, "miss", in_short(error), trace=trace)
     eager = _pool([base.eager for base in bases])
     comparisons = _compare(_pool(errors), eager)
     flips: tuple[str, ...] = ()
