@@ -10,8 +10,8 @@
 #   make compatibility  run the tests of users' habits and write docs/compatibility.md from what passed
 #   make bench     the full benchmark of this machine's CPU
 #   make gpu       on a GPU, offline, with the ambient Python (PYTHON=...) and its torch and triton: verify, runtime checks,
-#                  benchmarks, a report in RESULTS=..., SECONDS=... a stage; make gpu-verify, gpu-runtime, gpu-forward, gpu-training: one
-#                  stage, under 10 minutes each
+#                  benchmarks, a report in RESULTS=..., SECONDS=... a stage; make gpu-verify, gpu-runtime, gpu-forward,
+#                  gpu-training: one stage, under 10 minutes each
 #   make model     what the Triton kernels should take on GPUs, by a model: writes docs/gpu-model.md
 #   make sanitize  the C++ tests under the address, undefined behaviour and thread sanitizers
 #   make wheel     sdist and wheel in dist/
