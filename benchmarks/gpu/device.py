@@ -33,7 +33,7 @@ HELD_DOWN_BY = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 WARM_UPS = 3
 #: Size and number of the products that keep a stream busy for some tenths of a second.
 DELAY_WIDTH, DELAY_PRODUCTS = 8192, 12
-#: Seconds of work before clocks are read: an idle GPU has lowered them, and raises them within some tenths.
+#: Seconds of work before clocks are read, which an idle GPU has lowered; that it raises them within so long is assumed.
 BUSY_SECONDS = 1.0
 
 
