@@ -125,7 +125,7 @@ BACKWARD = (
     Entry(ANY, False, Tile(64, 32, 32, 16, 8, 2), "narrow blocks: 32 spills, none in a phase; with 32 of a head some"),
     Entry(ANY, True, Tile(16, 16, 32, 32, 4, 2), "as forward"),
     Entry(ANY, True, Tile(32, 16, 16, 16, 4, 2), "as forward"),
-    Entry(ANY, True, Tile(64, 16, 32, 16, 8, 2), "none in a phase; with 32 columns, 16 warps or 16 inner some, sm_100"),
+    Entry(ANY, True, Tile(64, 16, 16, 16, 8, 1), "none in a phase; at 32 columns, 16 warps, 32 inner or 2 stages some"),
 )
 #: Of the projections of the input side, which have no recurrence: ordinary products.
 PROJECTION = Tile(rows=64, columns=64, inner=32, head=0, warps=4, stages=3)

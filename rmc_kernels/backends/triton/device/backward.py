@@ -114,14 +114,18 @@ def backward(
     bounds = Bounds(d_bound, f_bound, g_bound, heads_bound, k_bound, v_bound)
     rows, same = tile_rows(batch, plan)
     slot = tl.minimum(rows.slot, plan.N - 1)
-    outer = scratch + rows.scratch * plan.scratch_width
+    # The tile's first row goes to the base of a buffer, a scalar: added to each row's offset it took registers, so that
+    # 64 float32 rows spilled in an inner loop.
+    first_row = tl.program_id(0).to(tl.int64) * plan.blocks.rows
+    row = tl.arange(0, plan.blocks.rows)
+    outer = scratch + first_row * plan.scratch_width + row * plan.scratch_width
     inner, held, d_normal = outer + plan.inner_at, outer + plan.held_at, outer + plan.d_normal_at
     half = tl.cast(total, tl.int64) * D
-    carry += rows.scratch * D
+    carry = carry + first_row * D + row * D
     if resets is not None:
-        reset_carry += rows.scratch * D
-    within = tl.arange(0, plan.blocks.rows) % plan.padded
-    element = tl.program_id(0) * (plan.blocks.rows // plan.padded) + tl.arange(0, plan.blocks.rows) // plan.padded
+        reset_carry = reset_carry + first_row * D + row * D
+    within = row % plan.padded
+    element = tl.program_id(0) * (plan.blocks.rows // plan.padded) + row // plan.padded
     is_input = (element < batch) & (within >= plan.N) & (within < plan.live)
     own = tl.program_id(0) * (plan.blocks.rows // plan.padded) + tl.arange(0, plan.blocks.rows // plan.padded)
     if lengths is not None:
@@ -149,7 +153,7 @@ def backward(
         if input_gates is not None:
             from_input = input_gates + step * plan.G
         here = tl.cast(t - first, tl.int64)
-        step_work = work + (here * total + rows.scratch) * plan.work_width
+        step_work = work + (here * total + first_row) * plan.work_width + row * plan.work_width
         step_sums = sums + (here * tl.num_programs(0) + tl.program_id(0)) * plan.sums_width
         d_gates = step_work + plan.d_gates_at
         last = blocks_bound - 1
