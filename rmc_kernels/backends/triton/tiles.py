@@ -73,8 +73,8 @@ class Entry:
         width: widest D that it is for.
         wide: whether it is for float32; otherwise for the half types.
         tile: the tile.
-        reason: why this one. "registers" and "spills" (stores) are those of the compiler for sm_80, 8 slots, 4 heads;
-            docs/compile-matrix.md has all.
+        reason: why this one, with what other tiles spilled (stores, sm_80, 8 slots, 4 heads) when it was chosen;
+            docs/compile-matrix.md has what this one takes.
         on_amd: the tile on AMD's targets; None for the same with `AMD_WARPS`.
     """
 
@@ -107,7 +107,7 @@ TABLE = (
         on_amd=Tile(32, 32, 128, 64, AMD_WARPS, 2),
     ),
     Entry(128, False, Tile(64, 32, 64, 64, 8, 2), "inner dimension in blocks; 64 resident rows: 31 spills"),
-    Entry(256, False, Tile(16, 32, 256, 64, 4, 2), "left side resident: 254 registers"),
+    Entry(256, False, Tile(16, 32, 256, 64, 4, 2), "left side resident, fewest rows"),
     Entry(256, False, Tile(32, 32, 256, 32, 8, 2), "at 4 warps 52 spills"),
     Entry(256, False, Tile(64, 32, 32, 32, 8, 2), "inner dimension in blocks; with blocks of 64 34 spills"),
     Entry(ANY, False, Tile(16, 64, 64, 64, 4, 3), "inner dimension in blocks: a resident row is too wide"),
@@ -120,9 +120,9 @@ TABLE = (
 #: The backward kernel's, for any width: one for each number of rows. It holds more than the others, so that their tiles
 #: would spill in inner loops.
 BACKWARD = (
-    Entry(ANY, False, Tile(16, 64, 64, 64, 4, 2), "inner dimension in blocks: no spills"),
-    Entry(ANY, False, Tile(32, 64, 64, 64, 8, 2), "twice the rows at twice the warps: 4 spills"),
-    Entry(ANY, False, Tile(64, 32, 32, 16, 8, 2), "narrow blocks: 32 spills, none in a phase; with 32 of a head some"),
+    Entry(ANY, False, Tile(16, 64, 64, 64, 4, 2), "inner dimension in blocks"),
+    Entry(ANY, False, Tile(32, 64, 64, 64, 8, 2), "twice the rows at twice the warps"),
+    Entry(ANY, False, Tile(64, 32, 32, 16, 8, 2), "narrow blocks; with 32 columns of a head some spilled in a phase"),
     Entry(ANY, True, Tile(16, 16, 32, 32, 4, 2), "as forward"),
     Entry(ANY, True, Tile(32, 16, 16, 16, 4, 2), "as forward"),
     Entry(ANY, True, Tile(64, 16, 16, 16, 8, 1), "none in a phase; at 32 columns, 16 warps, 32 inner or 2 stages some"),
