@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.mutation import page, python_mutants, results
+from tests.mutation import jobs, page, python_mutants, results
 from tests.mutation.mutant import SURVIVED, Mutant
 
 PYTHON = '''"""A module."""
@@ -121,6 +121,12 @@ def test_the_page_is_made_of_the_results() -> None:
 def test_every_survivor_has_one_reason_and_every_reason_a_survivor() -> None:
     explained = [name for reason in page.reasons() for name in reason["mutants"]]
     assert sorted(explained) == sorted(name for part in results.read().values() for name in page.survivors(part))
+
+
+def test_every_function_has_its_turn() -> None:
+    made = [jobs.Job("a.py", "", f"{name}: `x` -> `{number}`", str) for name in "fgh" for number in range(3)]
+    known, todo = [made[0], made[1], made[3]], [job for job in made if job not in (made[0], made[1], made[3])]
+    assert [job.key[0] for job in jobs.in_turns(todo, known)] == ["h", "g", "h", "f", "g", "h"]
 
 
 # -- a sample ----------------------------------------------------------------------------------------------------------

@@ -54,8 +54,8 @@ def _run(part: str, made: list[Job], every: int, deadline: float, again: bool) -
     chosen = [job for number, job in enumerate(made) if not job.file or number % every == 0]
     wanted = SURVIVED if again else None
     todo = [job for job in chosen if job.file and found.outcome(job) == wanted]
-    random.Random(0).shuffle(todo)  # a run that is stopped leaves a fair sample
-    todo = [*(job for job in chosen if not job.file), *todo]
+    random.Random(0).shuffle(todo)
+    todo = [*(job for job in chosen if not job.file), *jobs.in_turns(todo, [job for job in made if found.outcome(job)])]
     for number, job in enumerate(todo):
         if time.monotonic() > deadline:
             print(f"stopped; {len(todo) - number} are left", flush=True)

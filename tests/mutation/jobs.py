@@ -11,10 +11,12 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from hashlib import sha256
+from operator import itemgetter
 from pathlib import Path
 
 from tests.mutation import python_mutants
@@ -61,6 +63,21 @@ class Job:
     digest: str
     key: str
     run: Callable[[], str]
+
+
+def in_turns(todo: Sequence[Job], known: Sequence[Job]) -> list[Job]:
+    """The same, of the functions of which fewest are known first: a run that is stopped has been in each of them."""
+    ran = Counter(_place(job) for job in known)
+    turns = []
+    for job in todo:
+        turns.append(ran[_place(job)])
+        ran[_place(job)] += 1
+    return [job for _, job in sorted(zip(turns, todo, strict=True), key=itemgetter(0))]
+
+
+def _place(job: Job) -> tuple[str, str]:
+    """File and function."""
+    return job.file, job.key.partition(": `")[0]
 
 
 def python(part: str, folder: Path) -> list[Job]:
