@@ -124,9 +124,9 @@ def test_every_survivor_has_one_reason_and_every_reason_a_survivor() -> None:
 
 
 def test_every_function_has_its_turn() -> None:
-    made = [jobs.Job("a.py", "", f"{name}: `x` -> `{number}`", str) for name in "fgh" for number in range(3)]
+    made = [jobs.Job("a.py", "", f"{name}{number}", str, name) for name in "fgh" for number in range(3)]
     known, todo = [made[0], made[1], made[3]], [job for job in made if job not in (made[0], made[1], made[3])]
-    assert [job.key[0] for job in jobs.in_turns(todo, known)] == ["h", "g", "h", "f", "g", "h"]
+    assert [job.function for job in jobs.in_turns(todo, known)] == ["h", "g", "h", "f", "g", "h"]
 
 
 # -- a sample ----------------------------------------------------------------------------------------------------------

@@ -57,27 +57,24 @@ class Job:
         digest: of that, unchanged.
         key: its name in results.
         run: judges it; what became of it.
+        function: in which it is, where there are any.
     """
 
     file: str
     digest: str
     key: str
     run: Callable[[], str]
+    function: str = ""
 
 
 def in_turns(todo: Sequence[Job], known: Sequence[Job]) -> list[Job]:
     """The same, of the functions of which fewest are known first: a run that is stopped has been in each of them."""
-    ran = Counter(_place(job) for job in known)
+    ran = Counter((job.file, job.function) for job in known)
     turns = []
     for job in todo:
-        turns.append(ran[_place(job)])
-        ran[_place(job)] += 1
+        turns.append(ran[job.file, job.function])
+        ran[job.file, job.function] += 1
     return [job for _, job in sorted(zip(turns, todo, strict=True), key=itemgetter(0))]
-
-
-def _place(job: Job) -> tuple[str, str]:
-    """File and function."""
-    return job.file, job.key.partition(": `")[0]
 
 
 def python(part: str, folder: Path) -> list[Job]:
@@ -147,7 +144,7 @@ def _jobs(
     return [
         Job("", "", "unchanged", partial(judge, *next(iter(sources.items())))),
         *(
-            Job(file, digest(source), mutant.key, partial(judge, file, mutant.source))
+            Job(file, digest(source), mutant.key, partial(judge, file, mutant.source), mutant.function)
             for file, source in sources.items()
             for mutant in mutants(file, source)
         ),
