@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rmc_kernels import errors
@@ -98,6 +99,16 @@ class RelationalMemory(MemoryModule):
         )  # fmt: skip
         layer.batch_first = errors.boolean("batch_first", batch_first)
         return layer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As nn.Module's. A call that may take the short way does not pay for that, nor for `forward`."""
+        bound = None if is_dynamo_compiling() else self._bound
+        if bound is not None and bound.direct and len(args) == 2 and not kwargs and self.batch_first:
+            x, memory = args
+            found = bound.step(x, memory, True)
+            if found is not None:
+                return found[0], last(found[1])
+        return super().__call__(*args, **kwargs)
 
     def forward(
         self,
@@ -201,6 +212,16 @@ class RelationalMemoryCell(MemoryModule):
     Takes the arguments of `RelationalMemory` but `batch_first`, and has the same parameters, so that the weights of
     one load into the other.
     """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As nn.Module's. A step that may take the short way does not pay for that, nor for `forward`: 2.5 us of 12."""
+        bound = None if is_dynamo_compiling() else self._bound
+        if bound is not None and bound.direct and len(args) == 2 and not kwargs:
+            x, memory = args
+            found = bound.step(x, memory, False)
+            if found is not None:
+                return found
+        return super().__call__(*args, **kwargs)
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.parametrize import is_parametrized
 
 from rmc_kernels import backends, errors, initial
+from rmc_kernels.direct import direct
 from rmc_kernels.functional import (
     RECOMPUTE,
     Options,
@@ -222,10 +225,10 @@ class MemoryModule(nn.Module):
 
     def _inference(self, x: Tensor, memory: Tensor, sequence: bool) -> tuple[Tensor, Tensor] | None:
         """Output and memories by the bound layer; None where the ordinary way is to be taken."""
-        bound = None if torch.compiler.is_compiling() else self._bound
+        bound = None if is_dynamo_compiling() else self._bound
         if bound is None:
             return None
-        found = bound.step(self, x, memory, sequence)
+        found = bound.step(x, memory, sequence)
         if found is None:
             self._bound = None  # it keeps parameters alive that may have been replaced
             return None
@@ -252,6 +255,8 @@ class MemoryModule(nn.Module):
             found[id(dictionary), key] = (dictionary, key, value)
 
         rely_on(backends.BACKENDS, "cpu", chosen)
+        for name in ("spec", "backend", *["training"] * bool(self.spec.dropout)):
+            rely_on(vars(self), name, getattr(self, name))
         for path, leaves in self._owners.items():
             node: Any = self
             for part in path:
@@ -264,14 +269,23 @@ class MemoryModule(nn.Module):
             for leaf, name in leaves.items():
                 rely_on(node._parameters, leaf, params[name])
         head: Any = self._modules["read_head"]
-        views = type(head) is ReadHead and head.kind == "concat" and not any((*head.hooks(), "forward" in vars(head)))
-        places = [*found.values()]
-        if views:  # 4 us of a step for a head that is no more than that
-            places += [(self._modules, "read_head", head), (vars(head), "kind", head.kind), (vars(head), "forward")]
-            places += [(vars(head), name, vars(head)[name]) for name in ("_forward_hooks", "_forward_pre_hooks")]
-        attributes = {"spec": self.spec, "backend": self.backend} | ({"training": False} if self.spec.dropout else {})
+        rely_on(self._modules, "read_head", head)
+        questions: list[backends.Question] = []
+        viewed = direct(head) if type(head) is ReadHead and head.kind == "concat" else None
+        if viewed:  # a view is all that it is then: 4 us of a step
+            rely_on(vars(head), "kind", head.kind)
+            questions.append((type, (head,), ReadHead))
+        own = _defining(type(self), "forward") is _defining(type(self), "__call__")
+        called = direct(self) if viewed and own else None
+        if called:
+            questions.append((attrgetter("__class__.forward"), (self,), type(self).forward))
+        both = [part for part in (viewed, called) if part]
         around = backends.Surroundings(
-            tuple(places), ((head, ReadHead),) if views else (), head.hooks() if views else (), attributes, views
+            places=(*found.values(), *(place for part in both for place in part.places)),
+            questions=tuple(questions),
+            empty=tuple({id(hooks): hooks for part in both for hooks in part.empty}.values()),
+            views=viewed is not None,
+            direct=called is not None,
         )
         self._bound = backends.bind(chosen, self.spec, [params[name] for name in self.spec.parameter_names], around)
 
@@ -327,6 +341,10 @@ def weight(owner: nn.Module, leaf: str) -> Tensor:
             hook(owner, ())
     value: Tensor = getattr(owner, leaf)
     return value
+
+
+def _defining(cls: type, name: str) -> type:
+    return next(base for base in cls.__mro__ if name in vars(base))
 
 
 def _refuse(cls: type, unknown: dict[str, Any]) -> None:

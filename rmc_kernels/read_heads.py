@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module
 
 from rmc_kernels import errors
 
@@ -75,15 +72,6 @@ class ReadHead(nn.Module):
         weight = self.weight.to(memory.dtype)
         scores = weight if self.kind == "weighted" else memory @ weight * self.mem_size**-0.5
         return (torch.softmax(scores, -1)[..., None] * memory).sum(-2)
-
-    def hooks(self) -> tuple[dict[int, Any], ...]:
-        """What is empty as long as a call does no more than `forward`."""
-        return (
-            self._forward_hooks,
-            self._forward_pre_hooks,
-            module._global_forward_hooks,
-            module._global_forward_pre_hooks,
-        )
 
     def extra_repr(self) -> str:
         """The kind and sizes."""

@@ -70,15 +70,33 @@ def test_a_block_that_closes_during_a_call_ends_with_that_call() -> None:
 
             def call() -> None:
                 with torch.no_grad(), pause:
-                    found.append(bound.step(cell, x, memory, False))
+                    found.append(bound.step(x, memory, False))
 
             thread = threading.Thread(target=call)
             thread.start()
             assert pause.inside.wait(20)
-        assert bound.step(cell, x, memory, False) is None
+        assert bound.step(x, memory, False) is None
         pause.go_on.set()
         thread.join()
     same(found[0], want)
+
+
+def test_two_threads_that_pack_at_once_share_what_was_packed_first() -> None:
+    """What the other one packed would be freed while its kernel reads it."""
+    both_inside, found = threading.Barrier(2), []
+
+    class Native:
+        def pack(self, *_: object) -> object:
+            both_inside.wait(20)
+            return object()
+
+    block, native = weights.FrozenWeights([torch.zeros(1)]), Native()
+    threads = [threading.Thread(target=lambda: found.append(block.packed(native, False))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] is found[1]
 
 
 def test_frozen_weights_of_another_layer_are_not_kept_alive() -> None:

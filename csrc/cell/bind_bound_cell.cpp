@@ -28,6 +28,7 @@ struct Frozen {
   py::object change;          // `weights.change` before the rest was read
   py::object pack, versions;  // None without a block of these parameters
   py::object packed[2];       // made at the first call that wants it
+  const PackedWeights* weights[2] = {};
 
   bool open() const { return !versions.is_none(); }
 };
@@ -37,10 +38,9 @@ class BoundCell {
   // See `bound.BoundLayer`, the only caller, which holds the dictionary for as long as this lives.
   explicit BoundCell(const py::dict& config)
       : places_(each<Place>(config["places"])),
-        attributes_(each<Attribute>(config["attributes"])),
         questions_(each<Question>(config["questions"])),
         types_(config["types"].cast<py::tuple>()),
-        cells_(config["cells"].cast<py::tuple>()),
+        cell_objects_(config["cells"].cast<py::tuple>()),
         large_(config["large"].cast<int64_t>()),
         matrix_(config["matrix"].cast<bool>()),
         views_(config["views"].cast<bool>()),
@@ -48,6 +48,9 @@ class BoundCell {
         look_(config["look"].ptr()),
         get_num_threads_(config["get_num_threads"].ptr()),
         empty_like_(config["empty_like"].ptr()) {
+    for (py::handle cell : cell_objects_) cells_.push_back(cell.cast<const Cell*>());
+    if (cells_.size() != 2) throw std::invalid_argument("cells: takes two, for few and for many memory rows");
+    width_ = py::int_(cells_[0]->plan().N * cells_[0]->plan().D);
     const auto api = config["api"].cast<py::capsule>();
     if (std::strcmp(api.name(), kDlpackCapsule) != 0) throw std::invalid_argument("api: not an exchange API of DLPack");
     for (api_ = api.get_pointer<DLPackExchangeAPI>(); api_ && api_->major != kDlpackMajor;) api_ = api_->previous;
@@ -65,7 +68,6 @@ class BoundCell {
     for (const Parameter& param : params_) {
       if (!(param.dtype() == params_[0].dtype())) throw std::invalid_argument("params: takes tensors of one dtype");
     }
-    if (cells_.size() != 2) throw std::invalid_argument("cells: takes two, for few and for many memory rows");
     const py::object version = config["version"];
     if (!Py_IS_TYPE(version.ptr(), &PyGetSetDescr_Type)) throw std::invalid_argument("version: takes a descriptor");
     version_ = reinterpret_cast<PyGetSetDescrObject*>(version.ptr())->d_getset;
@@ -74,13 +76,13 @@ class BoundCell {
 
   // The output if it is a view of the memories, else None, and the memories [B, N, D], or [B, T, N, D] of a sequence.
   // None where the ordinary way is to serve or refuse the call.
-  py::object step(const py::object& owner, const py::object& x, const py::object& memory, bool sequence) {
-    if (!plain(x) || !plain(memory) || !holds(owner)) return py::none();
+  py::object step(const py::object& x, const py::object& memory, bool sequence) {
+    if (!plain(x) || !plain(memory) || !holds()) return py::none();
     const std::shared_ptr<Frozen> frozen = frozen_;
     DLTensor in, from, to;
     if (!on_cpu(x, in) || !on_cpu(memory, from) || !(in.dtype == params_[0].dtype()) || !(from.dtype == kDlFloat32))
       return py::none();
-    const Plan& few = cell(false).plan();
+    const Plan& few = cells_[0]->plan();
     if (from.ndim != 3 || from.shape[1] != few.N || from.shape[2] != few.D) return py::none();
     if (in.ndim < 2 || in.shape[in.ndim - 1] != few.I || in.shape[0] != from.shape[0]) return py::none();
     CellInputs call;
@@ -101,11 +103,15 @@ class BoundCell {
     call.x = in.begin(), call.memory = from.begin(), call.memories = to.begin();
     call.params = addresses_.data();
     call.threads = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(get_num_threads_)).cast<int>();
-    if (frozen->open() && !frozen->packed[large]) frozen->packed[large] = frozen->pack(cells_[large]);
-    const py::object& weights = frozen->packed[large];
-    cell(large).run(call, weights ? weights.cast<const PackedWeights*>() : nullptr);
+    if (frozen->open() && !frozen->weights[large]) {
+      frozen->packed[large] = frozen->pack(cell_objects_[large]);
+      frozen->weights[large] = frozen->packed[large].cast<const PackedWeights*>();
+    }
+    cells_[large]->run(call, frozen->weights[large]);
     if (!views_) return py::make_tuple(py::none(), memories);
-    const auto output = method(memories, flatten_, slots_axis_);
+    const py::int_ elements(call.batch), steps(call.steps);
+    const auto output =
+        sequence ? method(memories, view_, elements, steps, width_) : method(memories, view_, elements, width_);
     return py::make_tuple(float32_ ? output : output.attr("to")(x.attr("dtype")), memories);
   }
 
@@ -127,10 +133,7 @@ class BoundCell {
     frozen_ = std::move(frozen);
   }
 
-  bool holds(const py::object& owner) {
-    for (const Attribute& attribute : attributes_) {
-      if (!attribute.holds(owner)) return false;
-    }
+  bool holds() {
     for (const Place& place : places_) {
       if (!place.holds()) return false;
     }
@@ -142,11 +145,15 @@ class BoundCell {
     }
     if (!Place(change_[0], change_[1], frozen_->change).holds()) look();
     if (!float32_ && !frozen_->open()) return false;  // read are packed weights, or float32
-    PyObject* const versions = frozen_->open() ? frozen_->versions.ptr() : nullptr;
+    if (!frozen_->open()) {
+      for (const Parameter& param : params_) {
+        if (!param.holds(*api_)) return false;
+      }
+      return true;
+    }
     for (size_t i = 0; i < params_.size(); i++) {
-      if (!params_[i].holds(*api_)) return false;
-      if (versions && !params_[i].has_version(*version_, PyTuple_GET_ITEM(versions, static_cast<Py_ssize_t>(i))))
-        return false;
+      PyObject* const version = PyTuple_GET_ITEM(frozen_->versions.ptr(), static_cast<Py_ssize_t>(i));
+      if (!params_[i].lies_there(*api_) || !params_[i].has_version(*version_, version)) return false;
     }
     return true;
   }
@@ -172,16 +179,14 @@ class BoundCell {
     return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
   }
 
-  const Cell& cell(bool large) const { return *cells_[large].cast<const Cell*>(); }
-
   const DLPackExchangeAPI* api_ = nullptr;
   std::vector<Parameter> params_;
   std::vector<const void*> addresses_;
   std::vector<Place> places_;
   std::vector<PyObject*> empty_;  // dictionaries
-  std::vector<Attribute> attributes_;
   std::vector<Question> questions_;
-  py::tuple types_, cells_;
+  py::tuple types_, cell_objects_;
+  std::vector<const Cell*> cells_;
   int64_t large_;  // memory rows from which on the second cell is run
   bool matrix_, views_;
   py::tuple change_;  // (dictionary, key) of `weights.change`
@@ -189,8 +194,8 @@ class BoundCell {
   std::shared_ptr<Frozen> frozen_;
   bool float32_ = true;
   const PyGetSetDef* version_;
-  const py::object is_neg_ = interned("is_neg"), contiguous_ = interned("contiguous"), flatten_ = interned("flatten");
-  const py::int_ slots_axis_{-2};
+  const py::object is_neg_ = interned("is_neg"), contiguous_ = interned("contiguous"), view_ = interned("view");
+  py::int_ width_;  // of the output where that is a view
 };
 
 }  // namespace

@@ -30,21 +30,6 @@ class Place {
   PyObject *dictionary_, *key_, *value_;
 };
 
-// owner.name is value.
-class Attribute {
- public:
-  explicit Attribute(const py::tuple& of) : name_(of[0].ptr()), value_(of[1].ptr()) {}
-
-  bool holds(py::handle owner) const {
-    const auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(owner.ptr(), name_));
-    if (!found) PyErr_Clear();
-    return found.ptr() == value_;
-  }
-
- private:
-  PyObject *name_, *value_;
-};
-
 // function(*arguments) is answer; one argument at most.
 class Question {
  public:
@@ -83,7 +68,12 @@ class Parameter {
            t.ndim == static_cast<int32_t>(shape_.size()) &&
            std::memcmp(t.shape, shape_.data(), shape_.size() * sizeof(int64_t)) == 0 && t.contiguous();
   }
-  // `attribute` is the descriptor of Tensor._version: to look that up takes longer than to call it.
+  // Enough of a parameter that was packed and is not read again, as `FrozenWeights.check` has it.
+  bool lies_there(const DLPackExchangeAPI& api) const {
+    DLTensor t;
+    return borrow(api, tensor_, t) && t.begin() == data_;
+  }
+  // `attribute` is that of Tensor._version: to look it up takes longer than to call it.
   bool has_version(const PyGetSetDef& attribute, PyObject* version) const {
     if (version == Py_None) return true;  // of an inference tensor, which has none
     const auto now = py::reinterpret_steal<py::object>(attribute.get(tensor_, attribute.closure));

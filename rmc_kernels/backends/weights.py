@@ -60,11 +60,12 @@ class FrozenWeights:
             raise RuntimeError("a parameter was changed inside frozen_weights(); leave the block before training on")
 
     def packed(self, native: Any, backward: bool) -> Any:
-        """The weights as a planned cell reads them, packed at the first call."""
+        """The weights as a planned cell reads them, packed at the first call; the same object for every thread."""
         found = self._packed.get((native, backward))
         if found is None:
             read = readable(self.params)
-            found = self._packed[native, backward] = native.pack(list(addresses(read)), backward)
+            packed = native.pack(list(addresses(read)), backward)  # lets other threads run, into here too
+            found = self._packed.setdefault((native, backward), packed)
         return found
 
 

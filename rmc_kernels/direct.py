@@ -1,0 +1,40 @@
+"""Whether a call of a module is one of its `forward` and no more: what `nn.Module.__call__` looks at, and its class."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.nn.modules import module as modules
+
+from rmc_kernels.backends import Place
+
+_OWN = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OF_ALL = (
+    "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks",
+)  # fmt: skip
+#: Attributes of an instance that take the place of its class's.
+_REPLACEMENTS = ("forward", "_compiled_call_impl")
+
+
+class Direct(NamedTuple):
+    """What stays as it is as long as calls are direct.
+
+    Attributes:
+        places: as in `Surroundings`.
+        empty: likewise.
+    """
+
+    places: tuple[Place, ...]
+    empty: tuple[dict[Any, Any], ...]
+
+
+def direct(module: nn.Module) -> Direct | None:
+    """What direct calls of a module rely on; None where they are not."""
+    own = vars(module)
+    empty = (*(own[name] for name in _OWN), *(getattr(modules, name) for name in _OF_ALL))
+    if any(empty) or any(own.get(name) is not None for name in _REPLACEMENTS):
+        return None
+    hooks = [(own, name, own[name]) for name in _OWN]
+    replaced = [(own, name, own[name]) if name in own else (own, name) for name in _REPLACEMENTS]
+    return Direct((*hooks, *replaced), empty)
