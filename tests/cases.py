@@ -116,14 +116,20 @@ def draw(
     seed: int = 0,
     requires_grad: bool = False,
 ) -> Case:
-    """Random tensors of one unroll, those of `rmc verify` where it has them; B and T may be 0."""
+    """Random tensors of one unroll, those of `rmc verify` where it has them; B and T may be 0.
+
+    The first element is as long as the sequence and starts over on the way; of three or more the second is empty.
+    """
     drawn = draws.draw(VerifyCase(spec, batch_size=max(batch, 1), steps=max(steps, 1)), seed).wide().call
     generator = torch.Generator().manual_seed(seed + 1)
     chosen: dict[str, Tensor] = {}
     if "lengths" in options:
         chosen["lengths"] = torch.randint(0, steps + 1, (batch,), generator=generator)
+        chosen["lengths"][:1] = steps
+        chosen["lengths"][1 : max(batch - 1, 1)][:1] = 0
     if "resets" in options:
         chosen["resets"] = torch.rand(batch, steps, generator=generator) < 0.3
+        chosen["resets"][:1, steps // 2 :][:, :1] = True
         chosen["reset_memory"] = torch.randn(batch, *drawn.memory.shape[1:], generator=generator, dtype=torch.float64)
     if spec.dropout:
         shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)

@@ -23,7 +23,11 @@ from tests.cases import SPECS, Case, draw
 if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
     pytest.skip("runs under TRITON_INTERPRET=1, which `make test` sets", allow_module_level=True)
 
+import triton
+import triton.language as tl
+
 from rmc_kernels.backends.triton import device, launch, tiles
+from rmc_kernels.backends.triton.device.tile import sigmoid, tanh
 from tests.strict import strict
 
 TRITON = backends.BACKENDS["triton"]
@@ -114,6 +118,47 @@ def test_what_is_not_finite_stays_in_its_batch_element(name: str, value: float) 
     assert torch.equal(memories[others], clean[others])
     expected = unroll(case.spec, case.call())[0]
     assert torch.equal(memories[1].isfinite(), expected[1].isfinite())
+
+
+@pytest.mark.parametrize("name", ["sonnet", "textbook", "r2gen", "matrix"])
+def test_a_value_that_overflows_stays_in_its_batch_element(name: str) -> None:
+    """Of one row, whose query and key are numbers: the rows that look at it are lost, and no others."""
+    case = draw(SPECS[name], batch=5, steps=1, dtype=torch.float32)
+    by_head = case.params["blocks.0.qkv.weight"].unflatten(0, (case.spec.num_heads, -1))
+    values = 2 * case.spec.key_width
+    by_head[:, :values] = 0
+    by_head[:, values:, 0] *= 1e15
+    case.x[..., 0] *= 1e-15
+    for key, value in case.params.items():
+        if key.startswith("input_projection"):
+            value[0] = 0
+    case.memory[:, :, 0] *= 1e-15
+    case.memory[1, 0, 0] = 1e25
+    with strict():
+        memories = run(case)
+    expected = unroll(case.spec, case.call())[0]
+    assert expected[[0, 2, 3, 4]].isfinite().all()
+    assert not expected[1].isfinite().any(), "the case shows nothing"
+    assert torch.equal(memories.isfinite(), expected.isfinite())
+
+
+@triton.jit
+def _functions(x, of_tanh, of_sigmoid, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(of_tanh + at, tanh(tl.load(x + at)))
+    tl.store(of_sigmoid + at, sigmoid(tl.load(x + at)))
+
+
+def test_tanh_and_sigmoid_to_two_ulp() -> None:
+    small = torch.logspace(-30, -1, 1021, 10.0)
+    x = torch.cat(
+        [torch.linspace(-20, 20, 2048), small, -small, torch.tensor([0.0, 0.35, -0.35, 100.0, -80.0, torch.inf])]
+    )
+    found = torch.empty(2, 4096)
+    _functions[(1,)](x, found[0], found[1], 4096)
+    for y, exact in zip(found, (x.double().tanh(), x.double().sigmoid()), strict=True):
+        ulp = torch.finfo(torch.float32).eps * exact.abs()
+        assert ((y.double() - exact).abs() <= 2 * ulp).all()
 
 
 @pytest.mark.parametrize("name", ["sonnet", "blocks", "matrix"])
