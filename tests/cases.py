@@ -20,7 +20,7 @@ SONNET = CellSpec.sonnet(5, 3, 4, 2)
 #: One spec for each thing that a variant or an argument changes; small and odd sizes on purpose.
 SPECS: dict[str, CellSpec] = {
     "sonnet": SONNET,
-    "memory-gate": replace(SONNET, gate_style="memory"),
+    "memory-gate": replace(SONNET, gate_style="memory", forget_bias=0.25, input_bias=-0.75),
     "no-gate": replace(SONNET, gate_style=None),
     "blocks": replace(SONNET, num_blocks=2, attention_mlp_layers=3),
     "one-mlp-layer": replace(SONNET, attention_mlp_layers=1),
