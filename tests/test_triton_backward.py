@@ -37,6 +37,7 @@ WIDE = {
     "wide-heads": CellSpec.sonnet(9, 2, 70, 1),
     "wide-keys": CellSpec.sonnet(3, 3, 12, 2, key_size=75),
     "five-mlp-layers": replace(SPECS["sonnet"], attention_mlp_layers=5),
+    "three-matrix-blocks": replace(SPECS["matrix-blocks"], num_blocks=3),
     "wide-r2gen": CellSpec.r2gen(3, 66, 2, dropout=0.0),
 }
 #: Small cells that between them reach every barrier.

@@ -38,6 +38,7 @@ WIDE = {
     "wide-heads": CellSpec.sonnet(9, 2, 70, 1),
     "wide-keys": CellSpec.sonnet(3, 3, 12, 2, key_size=75),
     "five-mlp-layers": replace(SPECS["sonnet"], attention_mlp_layers=5),
+    "three-matrix-blocks": replace(SPECS["matrix-blocks"], num_blocks=3),
     "held": replace(SPECS["sonnet"], forget_bias=math.inf, input_bias=-math.inf),
 }
 

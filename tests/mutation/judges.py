@@ -98,7 +98,7 @@ _WIDTHS = {
     "one more": CellSpec.sonnet(3, 2, 17, 1),
     "whole blocks of parts of heads": CellSpec.sonnet(3, 2, 8, 2),
     "wide textbook": CellSpec.textbook(5, 4, 20, 2),
-    "wide matrix": CellSpec.sonnet(3, 2, 20, 2, num_blocks=2, input_rows=2),
+    "wide matrix": CellSpec.sonnet(3, 2, 20, 2, num_blocks=3, input_rows=2),
 }
 #: Small cells that reach every line of the device functions; those that reach most come first.
 _SMALL = (
