@@ -19,6 +19,7 @@ from torch import Tensor
 from rmc_kernels.backends import BACKENDS, cpu
 from rmc_kernels.backends.cpu import CpuBackend
 from rmc_kernels.backends.protocol import Call
+from rmc_kernels.spec import CellSpec
 from rmc_kernels.verify import Case, check_case
 from tests import golden
 from tests.cpu_cases import INF, ISAS, NOTHING, REFERENCE, SPECS, everything, make, same_bits, sonnet
@@ -56,16 +57,23 @@ def test_parity_float32(name: str, isa: str, monkeypatch: pytest.MonkeyPatch) ->
     check_parity(isa, Case(spec, batch_size=5, steps=5, lengths=True, resets=True, recompute="none"), monkeypatch)
 
 
+def check_double(spec: CellSpec, batch: int, steps: int, options: str = "") -> None:
+    call, grad = make(spec, batch, steps, options, torch.float64)
+    want = everything(REFERENCE, spec, call, grad)
+    for save in (False, True):
+        got = everything(CpuBackend(test_double=True), spec, call, grad, save)
+        for key in want:
+            assert torch.allclose(got[key], want[key], rtol=1e-10, atol=1e-11), key
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_parity_double(name: str) -> None:
-    spec = SPECS[name]
     for batch, steps, options in [(7, 5, "lr"), (2, 37, "r"), (1, 1, "")]:
-        call, grad = make(spec, batch, steps, options, torch.float64)
-        want = everything(REFERENCE, spec, call, grad)
-        for save in (False, True):
-            got = everything(CpuBackend(test_double=True), spec, call, grad, save)
-            for key in want:
-                assert torch.allclose(got[key], want[key], rtol=1e-10, atol=1e-11), key
+        check_double(SPECS[name], batch, steps, options)
+
+
+def test_more_slots_than_a_group_has_rows() -> None:
+    check_double(sonnet(3, 70, 5, 1), 3, 3, "lr")
 
 
 @pytest.mark.parametrize("name", ["sonnet_odd", "sonnet_matrix_blocks", "textbook_projected", "l0sg_odd"])
@@ -99,6 +107,12 @@ def test_larger_sizes(isa: str, sizes: tuple[int, int, int], monkeypatch: pytest
     check_parity(isa, Case(sonnet(33, slots, head, heads), batch_size=3, steps=4, lengths=True), monkeypatch)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_more_input_rows_than_are_projected_at_once(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """192 of each step: 64 elements are one tile."""
+    check_parity(isa, Case(sonnet(2, 1, 3, 1, input_rows=3), batch_size=64, steps=3, lengths=True), monkeypatch)
+
+
 @pytest.mark.parametrize(("head", "slots"), [(64, 8), pytest.param(128, 2, marks=pytest.mark.slow)])
 def test_wide_memory_of_one_element(head: int, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The most demanding case: PyTorch sums a single row in many lanes at once, which errs less than one long chain."""
@@ -127,6 +141,13 @@ def test_golden_vectors_in_double(path: Path, monkeypatch: pytest.MonkeyPatch) -
     ours = vector.compat.export_variables(vector.layer, gradients=True)
     for name, gradient in vector.gradients.items():
         assert (torch.tensor(ours[name]) - gradient).abs().max() <= gradient_tolerance, name
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_slices_of_large_gradients(count: int, threads: Callable[[int], None]) -> None:
+    """Added up in several pieces: 16,384 numbers are one."""
+    threads(count)
+    check_double(sonnet(2100, 32, 4, 2), 32, 1)
 
 
 INVARIANT = ["sonnet_odd", "sonnet_matrix_blocks", "textbook", "r2gen", "l0sg"]
@@ -233,7 +254,7 @@ def test_strides_and_needs() -> None:
 def test_vector_math(isa: str, function: int, bound: float) -> None:
     exact = (torch.exp, torch.sigmoid, torch.tanh)[function]
     small = torch.logspace(-37, 1, 20001)
-    x = torch.cat([torch.linspace(-86, 86, 400_001), small, -small])
+    x = torch.cat([torch.linspace(-86, 86, 400_001), small, -small, torch.tensor([-87.0])])
     y = torch.empty_like(x)
     _C.vector_math(isa, function, x.data_ptr(), y.data_ptr(), x.numel())
     want = exact(x.double())
@@ -312,6 +333,16 @@ def test_frozen_weights() -> None:
             CpuBackend().forward(spec, call, False)
     same_bits(fresh, everything(CpuBackend(), spec, other, other_grad))
     assert not torch.equal(CpuBackend().forward(spec, call, False)[0], want["memories"])
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_frozen_weights_that_cannot_be_read_in_place(steps: int) -> None:
+    spec = SPECS["sonnet"]
+    call, grad = make(spec, 3, steps)
+    want = everything(CpuBackend(), spec, call, grad)
+    call = replace(call, params=tuple(p.mT.contiguous().mT if p.dim() == 2 else p for p in call.params))
+    with cpu.frozen_weights(call.params):
+        same_bits(want, everything(CpuBackend(), spec, call, grad))
 
 
 def test_refuses() -> None:

@@ -93,6 +93,17 @@ def test_extreme_weight(where: str, value: float, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_scores_that_are_far_apart(isa: str) -> None:
+    """Further than the exponential reaches."""
+    spec = SPECS["textbook_projected"]  # without a norm of q and k
+    call, grad = make(spec, 5, 3)
+    index = list(spec.parameter_names).index("blocks.0.qkv.weight")
+    params = [param * 100 if i == index else param for i, param in enumerate(call.params)]
+    call = replace(call, params=tuple(params))
+    assert all(value.isfinite().all() for value in everything(CpuBackend(isa), spec, call, grad).values())
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("value", [HUGE, INF, NAN])
 def test_extreme_gradient(value: float, isa: str) -> None:
     spec = SPECS["textbook_projected"]

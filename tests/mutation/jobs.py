@@ -106,7 +106,8 @@ def _judge_python(part: str, folder: Path) -> str:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
     judges = importlib.import_module("tests.mutation.judges")
-    return str(judges.verdict(getattr(judges, part)))
+    of_part = importlib.import_module("tests.mutation.triton_judges") if part.startswith("triton") else judges
+    return str(judges.verdict(getattr(of_part, part)))
 
 
 def cpp(folder: Path) -> list[Job]:
@@ -114,26 +115,36 @@ def cpp(folder: Path) -> list[Job]:
     sys.modules["rmc_kernels._C"] = None  # type: ignore[assignment]  # each process loads that of its mutant
     import torch
 
-    from tests.mutation import cpp_mutants, judges
+    from tests.mutation import cpp_judges, cpp_mutants
     from tests.mutation.cpp_build import Build, DoesNotCompile
+    from tests.mutation.judges import verdict
 
     torch.set_num_threads(1)
 
     @cache
-    def prepared(dtype: str) -> tuple[Build, list[judges.Vector]]:
-        return Build(folder, dtype), judges.cpp_vectors(dtype)
+    def prepared(dtype: str) -> tuple[Build, list[cpp_judges.Vector]]:
+        return Build(folder, dtype), cpp_judges.cpp_vectors(dtype)
 
-    def judge(file: str, source: str) -> str:
-        build, vectors = prepared("float32" if "/simd/" in file else "float64")  # its functions are the C library's
+    def judged(dtype: str, file: str, source: str) -> str:
+        build, vectors = prepared(dtype)
         try:
             module = build.module(file, source)
         except DoesNotCompile as error:
             return f"does not compile: {error}"
-        outcome = _in_a_fork("cpp", lambda: judges.verdict(lambda: judges.cpp(build.backend(module), vectors)))
-        original = (ROOT / file).read_text()
-        if outcome == SURVIVED and source != original and build.same_code(file, source):
+        outcome = _in_a_fork("cpp", lambda: verdict(lambda: cpp_judges.cpp(build.backend(module), vectors)))
+        if outcome == SURVIVED and source != (ROOT / file).read_text() and build.same_code(file, source):
             return "same code"
         return outcome
+
+    def judge(file: str, source: str) -> str:
+        # Other vectors, and other functions of them: those of float64 are the C library's.
+        dtypes = ("float32", "float64") if "/simd/" in file else ("float64", "float32")
+        first, second = dtypes
+        outcome = judged(first, file, source)
+        if outcome not in (SURVIVED, "same code"):
+            return outcome
+        other = judged(second, file, source)
+        return outcome if other == "same code" else other
 
     return _jobs(CPP_FILES, cpp_mutants.mutants, judge)
 
