@@ -146,8 +146,8 @@ def test_a_value_that_overflows_stays_in_its_batch_element(
     assert torch.equal(memories.isfinite(), expected.isfinite())
 
 
-@triton.jit
-def _functions(x, of_tanh, of_sigmoid, SIZE: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def _functions(x: Any, of_tanh: Any, of_sigmoid: Any, SIZE: tl.constexpr) -> None:
     at = tl.arange(0, SIZE)
     tl.store(of_tanh + at, tanh(tl.load(x + at)))
     tl.store(of_sigmoid + at, sigmoid(tl.load(x + at)))
