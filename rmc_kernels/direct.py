@@ -1,4 +1,4 @@
-"""Whether a call of a module is one of its `forward` and no more: what `nn.Module.__call__` looks at, and its class."""
+"""Whether a call of a module is one of its `forward` and no more: what `nn.Module.__call__` looks at."""
 
 from __future__ import annotations
 

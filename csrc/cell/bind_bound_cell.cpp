@@ -28,7 +28,7 @@ struct Frozen {
   py::object change;          // `weights.change` before the rest was read
   py::object pack, versions;  // None without a block of these parameters
   py::object packed[2];       // made at the first call that wants it
-  const PackedWeights* weights[2] = {};
+  const PackedWeights* weights[2] = {};  // what those hold
 
   bool open() const { return !versions.is_none(); }
 };
