@@ -25,9 +25,9 @@ std::vector<T> each(const py::object& items) {
 // Of frozen weights what there is until a block of them opens or closes. A call holds what it began with: others may
 // look anew meanwhile, since much of a call lets other threads run.
 struct Frozen {
-  py::object change;          // `weights.change` before the rest was read
-  py::object pack, versions;  // None without a block of these parameters
-  py::object packed[2];       // made at the first call that wants it
+  py::object change;                     // `weights.change` before the rest was read
+  py::object pack, versions;             // None without a block of these parameters
+  py::object packed[2];                  // made at the first call that wants it
   const PackedWeights* weights[2] = {};  // what those hold
 
   bool open() const { return !versions.is_none(); }
