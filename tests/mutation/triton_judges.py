@@ -26,6 +26,8 @@ _SMALL = (
     "sonnet", "matrix-blocks", "r2gen", "textbook", "memory-gate", "no-gate", "matrix", "blocks", "one-mlp-layer",
     "key-size",
 )  # fmt: skip
+#: Whose backward pass goes in chunks of one step.
+_STEP_BY_STEP = ("matrix-blocks", "memory-gate", "wide matrix")
 #: Which options they have, by turns: a kernel is another one without each of them.
 _TURNS = (("lengths", "resets"), ("resets",), ("lengths",))
 
@@ -71,6 +73,7 @@ def triton_backward() -> None:
 
 
 def _interpreted(name: str, case: Case, gradients: bool, kept: bool = False) -> None:
+    from rmc_kernels.backends.triton import gradients as back
     from rmc_kernels.backends.triton import launch, tiles
     from tests.strict import strict
 
@@ -81,6 +84,7 @@ def _interpreted(name: str, case: Case, gradients: bool, kept: bool = False) -> 
         strict() as report,
         patch.object(launch, "_processors", lambda: processors),
         patch.object(tiles, "PROJECTION", projection),
+        patch.object(back, "WORKSPACE_BYTES", 1 if name in _STEP_BY_STEP else back.WORKSPACE_BYTES),
     ):
         if gradients:
             found = outcome("triton", case, kept)
