@@ -2,6 +2,7 @@
 // ordinary way checks in Python was checked when it was bound, and what may have changed since is compared here.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -144,12 +145,8 @@ class BoundCell {
       if (!question.holds()) return false;
     }
     if (!Place(change_[0], change_[1], frozen_->change).holds()) look();
-    if (!float32_ && !frozen_->open()) return false;  // read are packed weights, or float32
-    if (!frozen_->open()) {
-      for (const Parameter& param : params_) {
-        if (!param.holds(*api_)) return false;
-      }
-      return true;
+    if (!frozen_->open()) {  // read are packed weights, or float32
+      return float32_ && std::all_of(params_.begin(), params_.end(), [&](const auto& p) { return p.holds(*api_); });
     }
     for (size_t i = 0; i < params_.size(); i++) {
       PyObject* const version = PyTuple_GET_ITEM(frozen_->versions.ptr(), static_cast<Py_ssize_t>(i));

@@ -76,16 +76,15 @@ def cpp(backend: backends.Backend, vectors: Sequence[Vector]) -> None:
     for threads, kept, (name, case, exact) in _cpp_calls(vectors):
         torch.set_num_threads(threads)
         compare_all(outcome(watched, case, kept), exact, name)
-    case, exact = next((case, exact) for name, case, exact in vectors if name == "groups")
+    by_name = {name: (case, exact) for name, case, exact in vectors}
+    for name in ("one step, sonnet", "groups"):
+        case, exact = by_name[name]
+        turned = {key: value.mT.contiguous().mT for key, value in case.params.items() if value.dim() == 2}
+        frozen = replace(case, params=case.params | turned)  # packed weights are all that can be read
+        with cpu.frozen_weights(frozen.call().params):
+            compare_all(outcome(watched, frozen, False), exact, f"frozen weights, {name}")
     for wanted in ("x", "memory", "blocks.0.qkv.weight"):
         compare_all(outcome(watched, case, False, {wanted}), exact, f"{wanted} alone")
-    for name, case, exact in vectors:
-        if name in ("groups", "one step, sonnet"):
-            turned = {key: value.mT.contiguous().mT for key, value in case.params.items() if value.dim() == 2}
-            frozen = replace(case, params=case.params | turned)  # packed weights are all that can be read
-            with cpu.frozen_weights(frozen.call().params):
-                compare_all(outcome(watched, frozen, False), exact, f"frozen weights, {name}")
-    case = next(case for name, case, _ in vectors if name == "groups")
     for batch in _FULL:
         watched.forward(case.spec, Call(case.x[:batch, :1], case.memory[:batch], case.call().params), True)
     for batch, steps in ((0, 2), (2, 0)):

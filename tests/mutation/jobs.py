@@ -138,8 +138,7 @@ def cpp(folder: Path) -> list[Job]:
 
     def judge(file: str, source: str) -> str:
         # Other vectors, and other functions of them: those of float64 are the C library's.
-        dtypes = ("float32", "float64") if "/simd/" in file else ("float64", "float32")
-        first, second = dtypes
+        first, second = ("float32", "float64") if "/simd/" in file else ("float64", "float32")
         outcome = judged(first, file, source)
         if outcome not in (SURVIVED, "same code"):
             return outcome
