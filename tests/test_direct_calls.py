@@ -1,0 +1,83 @@
+"""Calls that leave out `nn.Module.__call__` and `forward` do so only where those would do nothing more."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rmc_kernels import RelationalMemory, RelationalMemoryCell
+from tests.test_step_mode import changed_cell_counts, only_bound, pytestmark, same, small_cell
+
+assert pytestmark  # pytest reads it: the same needs
+
+
+class DoubledCell(RelationalMemoryCell):
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        output, state = super().forward(x, memory)
+        return 2 * output, state
+
+
+#: Of the cell itself.
+CELL_CHANGES: list[Callable[[Any], Any]] = [
+    lambda cell: setattr(cell, "forward", lambda x, memory: (x, memory)),
+    lambda cell: setattr(cell, "_compiled_call_impl", lambda x, memory: (x, memory)),
+    lambda cell: cell.register_forward_hook(lambda _, given, out: (out[0] + 1, out[1])),
+    lambda cell: cell.register_forward_pre_hook(lambda _, given: (given[0] + 1, given[1])),
+    lambda cell: nn.modules.module.register_module_forward_pre_hook(
+        lambda m, given: (given[0] + 1, given[1]) if m is cell else None  # type: ignore[arg-type]
+    ),
+    lambda cell: setattr(cell, "_forward_hooks", OrderedDict({0: lambda m, _, out: (out[0] + 1, out[1])})),
+    lambda cell: setattr(cell, "__class__", DoubledCell),
+]
+
+
+@pytest.mark.parametrize("change", CELL_CHANGES)
+def test_a_changed_cell_counts(change: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    changed_cell_counts(change, monkeypatch)
+
+
+def test_a_subclass_has_arguments_of_its_own() -> None:
+    class Own(RelationalMemoryCell):
+        def forward(self, *, state: Tensor, scale: float, row: Tensor) -> Any:  # type: ignore[override]
+            return super().forward(row * scale, state)
+
+    cell = Own(6, 3, 8, 2, backend="cpu").eval()
+    x, memory = torch.randn(2, 6), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        found = [cell(row=x, scale=2.0, state=memory) for _ in range(3)]
+        for each in found:
+            same(each, RelationalMemoryCell.forward(cell, 2 * x, memory))
+
+
+def test_a_forward_that_is_put_into_the_class_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cell, x in ((small_cell()[0], torch.randn(2, 6)), (RelationalMemory(6, 3, 8, 2).eval(), torch.randn(2, 1, 6))):
+        memory = torch.randn(2, 3, 16)
+        with torch.no_grad(), monkeypatch.context() as patch:
+            cell(x, memory)
+            patch.setattr(type(cell), "forward", lambda self, x, memory: (x, memory))
+            assert cell(x, memory) == (x, memory)
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])
+def test_hooks_on_the_layer_run(register: str) -> None:
+    layer, seen = RelationalMemory(6, 3, 8, 2, backend="cpu"), []
+    x, memory = torch.randn(2, 1, 6, requires_grad=True), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        layer(x, memory)
+    getattr(layer, register)(lambda *args: seen.append(args))
+    layer(x, memory)[0].sum().backward()
+    assert len(seen) == 1
+
+
+def test_a_hooked_cell_keeps_the_short_way_of_its_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, x, memory = small_cell()
+    cell.register_forward_hook(lambda *_: None)
+    with torch.no_grad():
+        cell(x, memory)
+        with only_bound(monkeypatch):
+            cell(x, memory)
