@@ -1,5 +1,6 @@
 """The C++ extension: torch-free, absent where the package was installed without a compiler."""
 
+from collections.abc import Callable
 from typing import Any
 
 def cpu_features() -> dict[str, bool]:
@@ -88,19 +89,27 @@ class Cell:
     ) -> None:
         """`grads` is the given gradient of the memories, then where those of x, memory, reset_memory go."""
 
-class BoundCell:
-    """A cell bound to the parameters of one layer. `rmc_kernels.backends.bound` is its only caller."""
+def bound_step(config: dict[str, object]) -> Callable[[object, object, bool], Any]:
+    """Binds a cell to the parameters of one layer. `rmc_kernels.backends.bound` is its only caller.
 
-    def __init__(self, config: dict[str, object]) -> None:
-        """What is in `config` is borrowed: whoever holds this holds it too."""
-    def step(self, owner: object, x: object, memory: object, sequence: bool) -> Any:
-        """Output and memories, or None where something is not as it was, or a tensor not as the kernels read it."""
+    What is in `config` is borrowed: whoever holds the result holds it too.
+
+    Returns:
+        `step(x, memory, sequence)`: output and final memory, or None and the memories; None where something is not as
+        it was, or a tensor not as the kernels read it.
+    """
 
 def parallel_regions() -> int:
     """Returns how many parallel regions this process has entered."""
 
 def profile_enable(on: bool, /) -> None:
     """Turns the clocks of `profile` on or off."""
+
+def time_steps(on: bool, /) -> None:
+    """Turns the clock of `step_nanoseconds` on or off."""
+
+def step_nanoseconds() -> int:
+    """Returns the wall time of the kernel in the latest step of a bound cell, while its clock is on."""
 
 def profile() -> dict[str, int]:
     """Returns nanoseconds of CPU time per phase of the cell since the last call, over all threads."""

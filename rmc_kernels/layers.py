@@ -10,7 +10,6 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rmc_kernels import errors
-from rmc_kernels.functional import last
 from rmc_kernels.module import MemoryModule
 from rmc_kernels.spec import CellSpec, GateStyle
 
@@ -107,7 +106,7 @@ class RelationalMemory(MemoryModule):
             x, memory = args
             found = bound.step(x, memory, True)
             if found is not None:
-                return found[0], last(found[1])
+                return found
         return super().__call__(*args, **kwargs)
 
     def forward(
@@ -145,7 +144,7 @@ class RelationalMemory(MemoryModule):
         if memory is not None and lengths is None and resets is None and self.batch_first and not return_attention:
             found = self._inference(x, memory, sequence=True)
             if found is not None:
-                return found[0], last(found[1])
+                return found
         extra = self._leading_axes(x, "B, T" if self.batch_first else "T, B")
         if extra == 1:
             return self._forward_unbatched(x, memory, lengths, resets, return_attention)
@@ -232,8 +231,7 @@ class RelationalMemoryCell(MemoryModule):
 
         Returns:
             output: [B, output_size] (unbatched: [output_size]), in x's dtype (the autocast dtype under autocast).
-            memory: [B, N, D], float32 for half types. With the "concat" read head and no gradient both may share
-                storage, as the output of nn.LSTMCell is its state: write into neither.
+            memory: [B, N, D], float32 for half types.
 
         Raises:
             TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from rmc_kernels.functional import (
     Options,
     attention_dropout,
     compute_dtype,
+    last,
     memory_dtype,
     relational_memory,
     with_attention,
@@ -41,6 +41,8 @@ _INSTEAD = {
     "nonlinearity": "the cell's nonlinearities are part of its definition",
 }
 
+_READ = ReadHead.forward
+
 
 class _Weights(nn.Module):
     """A node of the parameter tree: holds parameters and nodes, computes nothing."""
@@ -54,6 +56,13 @@ class MemoryModule(nn.Module):
 
     spec: CellSpec
     _bound: backends.BoundLayer | None = None
+    #: What `forward` was when the class that defines `__call__` was made: all that this may leave out.
+    _called: Callable[..., Any] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__call__" in vars(cls):
+            cls._called = cls.forward
 
     def __init__(
         self,
@@ -224,7 +233,7 @@ class MemoryModule(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "_bound"}
 
     def _inference(self, x: Tensor, memory: Tensor, sequence: bool) -> tuple[Tensor, Tensor] | None:
-        """Output and memories by the bound layer; None where the ordinary way is to be taken."""
+        """Output and final memory by the bound layer; None where the ordinary way is to be taken."""
         bound = None if is_dynamo_compiling() else self._bound
         if bound is None:
             return None
@@ -232,7 +241,11 @@ class MemoryModule(nn.Module):
         if found is None:
             self._bound = None  # it keeps parameters alive that may have been replaced
             return None
-        return found if found[0] is not None else (self._read(found[1], x.dtype), found[1])
+        output, memory_after = found
+        if output is None:
+            memories = memory_after
+            output, memory_after = self._read(memories, x.dtype), last(memories) if sequence else memories
+        return output, memory_after
 
     def _read(self, memories: Tensor, dtype: torch.dtype) -> Tensor:
         output: Tensor = self.read_head(memories)
@@ -270,21 +283,22 @@ class MemoryModule(nn.Module):
                 rely_on(node._parameters, leaf, params[name])
         head: Any = self._modules["read_head"]
         rely_on(self._modules, "read_head", head)
-        questions: list[backends.Question] = []
-        viewed = direct(head) if type(head) is ReadHead and head.kind == "concat" else None
-        if viewed:  # a view is all that it is then: 4 us of a step
+        attributes: list[backends.Attribute] = []
+        concat = type(head) is ReadHead and head.kind == "concat" and ReadHead.forward is _READ
+        read = direct(head) if concat else None
+        if read:  # C++ does it
             rely_on(vars(head), "kind", head.kind)
-            questions.append((type, (head,), ReadHead))
-        own = _defining(type(self), "forward") is _defining(type(self), "__call__")
-        called = direct(self) if viewed and own else None
+            attributes.append((head, ReadHead, "forward", _READ))
+        own = type(self)
+        called = direct(self) if read and own.forward is own._called else None
         if called:
-            questions.append((attrgetter("__class__.forward"), (self,), type(self).forward))
-        both = [part for part in (viewed, called) if part]
+            attributes.append((self, own, "forward", own._called))
+        both = [part for part in (read, called) if part]
         around = backends.Surroundings(
             places=(*found.values(), *(place for part in both for place in part.places)),
-            questions=tuple(questions),
+            attributes=tuple(attributes),
             empty=tuple({id(hooks): hooks for part in both for hooks in part.empty}.values()),
-            views=viewed is not None,
+            flat=read is not None,
             direct=called is not None,
         )
         self._bound = backends.bind(chosen, self.spec, [params[name] for name in self.spec.parameter_names], around)
@@ -341,10 +355,6 @@ def weight(owner: nn.Module, leaf: str) -> Tensor:
             hook(owner, ())
     value: Tensor = getattr(owner, leaf)
     return value
-
-
-def _defining(cls: type, name: str) -> type:
-    return next(base for base in cls.__mro__ if name in vars(base))
 
 
 def _refuse(cls: type, unknown: dict[str, Any]) -> None:

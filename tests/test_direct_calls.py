@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rmc_kernels import RelationalMemory, RelationalMemoryCell
+from rmc_kernels import ReadHead, RelationalMemory, RelationalMemoryCell
 from tests.test_step_mode import changed_cell_counts, only_bound, pytestmark, same, small_cell
 
 assert pytestmark  # pytest reads it: the same needs
@@ -61,6 +61,22 @@ def test_a_forward_that_is_put_into_the_class_runs(monkeypatch: pytest.MonkeyPat
             cell(x, memory)
             patch.setattr(type(cell), "forward", lambda self, x, memory: (x, memory))
             assert cell(x, memory) == (x, memory)
+
+
+@pytest.mark.parametrize("owner", [ReadHead, RelationalMemoryCell])
+def test_a_forward_that_wraps_the_class_s_runs_at_each_call(owner: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, seen = owner.forward, []  # type: ignore[attr-defined]
+
+    def forward(self: Any, *args: Any) -> Any:
+        seen.append(args)
+        return inner(self, *args)
+
+    cell, x, memory = small_cell()
+    monkeypatch.setattr(owner, "forward", forward)
+    with torch.no_grad():
+        for _ in range(4):
+            cell(x, memory)
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])

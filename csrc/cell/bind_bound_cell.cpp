@@ -12,6 +12,8 @@
 #include "cell/native.h"
 #include "cell/relied_on.h"
 #include "common/dlpack.h"
+#include "common/new_tensor.h"
+#include "common/profile.h"
 
 namespace rmc {
 namespace {
@@ -38,24 +40,25 @@ class BoundCell {
  public:
   // See `bound.BoundLayer`, the only caller, which holds the dictionary for as long as this lives.
   explicit BoundCell(const py::dict& config)
-      : places_(each<Place>(config["places"])),
+      : places_(by_dictionary(config["places"])),
         questions_(each<Question>(config["questions"])),
+        attributes_(each<Attribute>(config["attributes"])),
+        is_neg_(config["is_neg"]),
+        data_ptr_(config["data_ptr"]),
         types_(config["types"].cast<py::tuple>()),
         cell_objects_(config["cells"].cast<py::tuple>()),
         large_(config["large"].cast<int64_t>()),
         matrix_(config["matrix"].cast<bool>()),
-        views_(config["views"].cast<bool>()),
+        flat_(config["flat"].cast<bool>()),
         change_(config["change"].cast<py::tuple>()),
         look_(config["look"].ptr()),
-        get_num_threads_(config["get_num_threads"].ptr()),
-        empty_like_(config["empty_like"].ptr()) {
+        get_num_threads_(config["get_num_threads"].ptr()) {
     for (py::handle cell : cell_objects_) cells_.push_back(cell.cast<const Cell*>());
     if (cells_.size() != 2) throw std::invalid_argument("cells: takes two, for few and for many memory rows");
-    width_ = py::int_(cells_[0]->plan().N * cells_[0]->plan().D);
     const auto api = config["api"].cast<py::capsule>();
     if (std::strcmp(api.name(), kDlpackCapsule) != 0) throw std::invalid_argument("api: not an exchange API of DLPack");
     for (api_ = api.get_pointer<DLPackExchangeAPI>(); api_ && api_->major != kDlpackMajor;) api_ = api_->previous;
-    if (!api_ || !api_->borrow) throw std::invalid_argument("api: no version that is known here");
+    if (!api_ || !api_->borrow || !api_->to_object) throw std::invalid_argument("api: no version that is known here");
     for (py::handle dictionary : config["empty"]) {
       if (!PyDict_Check(dictionary.ptr())) throw py::type_error("empty: takes dictionaries");
       empty_.push_back(dictionary.ptr());
@@ -75,16 +78,17 @@ class BoundCell {
     look();
   }
 
-  // The output if it is a view of the memories, else None, and the memories [B, N, D], or [B, T, N, D] of a sequence.
-  // None where the ordinary way is to serve or refuse the call.
+  // Output and final memory where the output is the memories with their last two axes as one; else None and the
+  // memories. None where the ordinary way is to serve or refuse the call.
   py::object step(const py::object& x, const py::object& memory, bool sequence) {
     if (!plain(x) || !plain(memory) || !holds()) return py::none();
     const std::shared_ptr<Frozen> frozen = frozen_;
-    DLTensor in, from, to;
+    DLTensor in, from;
     if (!on_cpu(x, in) || !on_cpu(memory, from) || !(in.dtype == params_[0].dtype()) || !(from.dtype == kDlFloat32))
       return py::none();
     const Plan& few = cells_[0]->plan();
-    if (from.ndim != 3 || from.shape[1] != few.N || from.shape[2] != few.D) return py::none();
+    const int64_t N = few.N, D = few.D;
+    if (from.ndim != 3 || from.shape[1] != N || from.shape[2] != D) return py::none();
     if (in.ndim < 2 || in.shape[in.ndim - 1] != few.I || in.shape[0] != from.shape[0]) return py::none();
     CellInputs call;
     call.batch = from.shape[0];
@@ -95,25 +99,30 @@ class BoundCell {
 
     const py::object rows = read(float32_ ? x : x.attr("float")(), in), start = read(memory, from);
     if (!rows || !start) return py::none();
-    const py::object memories = sequence
-                                    ? start.attr("new_empty")(py::make_tuple(call.batch, call.steps, few.N, few.D))
-                                    : py::reinterpret_steal<py::object>(PyObject_CallOneArg(empty_like_, start.ptr()));
-    if (!memories) throw py::error_already_set();
-    if (!on_cpu(memories, to) || !(to.dtype == kDlFloat32) || !to.contiguous()) return py::none();
-    const bool large = call.batch * few.N >= large_;
-    call.x = in.begin(), call.memory = from.begin(), call.memories = to.begin();
+    const int64_t B = call.batch, T = call.steps;
+    NewTensor output, memories;
+    if (flat_) {
+      output = sequence ? new_tensor(*api_, {B, T, N * D}) : new_tensor(*api_, {B, N * D});
+      memories = new_tensor(*api_, {B, N, D});
+      call.memories = output.data, call.final_memory = memories.data;
+    } else {
+      memories = sequence ? new_tensor(*api_, {B, T, N, D}) : new_tensor(*api_, {B, N, D});
+      output.object = py::none(), call.memories = memories.data;
+    }
+    const bool large = B * N >= large_;
+    call.x = in.begin(), call.memory = from.begin();
     call.params = addresses_.data();
     call.threads = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(get_num_threads_)).cast<int>();
     if (frozen->open() && !frozen->weights[large]) {
       frozen->packed[large] = frozen->pack(cell_objects_[large]);
       frozen->weights[large] = frozen->packed[large].cast<const PackedWeights*>();
     }
-    cells_[large]->run(call, frozen->weights[large]);
-    if (!views_) return py::make_tuple(py::none(), memories);
-    const py::int_ elements(call.batch), steps(call.steps);
-    const auto output =
-        sequence ? method(memories, view_, elements, steps, width_) : method(memories, view_, elements, width_);
-    return py::make_tuple(float32_ ? output : output.attr("to")(x.attr("dtype")), memories);
+    {
+      const StepClock clock;
+      cells_[large]->run(call, frozen->weights[large]);
+    }
+    if (flat_ && !float32_) output.object = output.object.attr("to")(x.attr("dtype"));
+    return py::make_tuple(output.object, memories.object);
   }
 
  private:
@@ -135,11 +144,14 @@ class BoundCell {
   }
 
   bool holds() {
-    for (const Place& place : places_) {
-      if (!place.holds()) return false;
+    for (Places& places : places_) {
+      if (!places.holds()) return false;
     }
     for (PyObject* dictionary : empty_) {
       if (PyDict_GET_SIZE(dictionary) != 0) return false;
+    }
+    for (const Attribute& attribute : attributes_) {
+      if (!attribute.holds()) return false;
     }
     for (const Question& question : questions_) {
       if (!question.holds()) return false;
@@ -150,7 +162,7 @@ class BoundCell {
     }
     for (size_t i = 0; i < params_.size(); i++) {
       PyObject* const version = PyTuple_GET_ITEM(frozen_->versions.ptr(), static_cast<Py_ssize_t>(i));
-      if (!params_[i].lies_there(*api_) || !params_[i].has_version(*version_, version)) return false;
+      if (!params_[i].lies_there(data_ptr_) || !params_[i].has_version(*version_, version)) return false;
     }
     return true;
   }
@@ -160,47 +172,67 @@ class BoundCell {
   }
   // The tensor as plain memory, and where that is; null for one whose sign is to be flipped, which is rare.
   py::object read(py::object tensor, DLTensor& out) const {
-    if (method(tensor, is_neg_).ptr() != Py_False) return {};
-    if (!out.contiguous()) tensor = method(tensor, contiguous_);
+    if (is_neg_(tensor.ptr()).ptr() != Py_False) return {};
+    if (!out.contiguous()) tensor = tensor.attr("contiguous")();
     return on_cpu(tensor, out) && out.dtype == kDlFloat32 ? tensor : py::object();
-  }
-  template <class... Arguments>
-  static py::object method(const py::object& tensor, const py::object& name, const Arguments&... arguments) {
-    PyObject* const given[] = {tensor.ptr(), arguments.ptr()...};
-    auto result = py::reinterpret_steal<py::object>(
-        PyObject_VectorcallMethod(name.ptr(), given, sizeof...(arguments) + 1, nullptr));
-    if (!result) throw py::error_already_set();
-    return result;
-  }
-  static py::object interned(const char* name) {
-    return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
   }
 
   const DLPackExchangeAPI* api_ = nullptr;
   std::vector<Parameter> params_;
   std::vector<const void*> addresses_;
-  std::vector<Place> places_;
+  std::vector<Places> places_;
   std::vector<PyObject*> empty_;  // dictionaries
   std::vector<Question> questions_;
+  std::vector<Attribute> attributes_;
+  TensorMethod is_neg_, data_ptr_;
   py::tuple types_, cell_objects_;
   std::vector<const Cell*> cells_;
   int64_t large_;  // memory rows from which on the second cell is run
-  bool matrix_, views_;
+  bool matrix_, flat_;
   py::tuple change_;  // (dictionary, key) of `weights.change`
-  PyObject *look_, *get_num_threads_, *empty_like_;
+  PyObject *look_, *get_num_threads_;
   std::shared_ptr<Frozen> frozen_;
   bool float32_ = true;
   const PyGetSetDef* version_;
-  const py::object is_neg_ = interned("is_neg"), contiguous_ = interned("contiguous"), view_ = interned("view");
-  py::int_ width_;  // of the output where that is a view
 };
+
+constexpr const char* kBoundCell = "BoundCell";
+
+// A plain C function: pybind11's way to one takes 0.3 us more.
+PyObject* call_step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  try {
+    if (count != 3) throw py::type_error("step: takes x, memory, sequence");
+    auto* bound = static_cast<BoundCell*>(PyCapsule_GetPointer(self, kBoundCell));
+    const auto given = [&](int i) { return py::reinterpret_borrow<py::object>(arguments[i]); };
+    return bound->step(given(0), given(1), arguments[2] == Py_True).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+PyMethodDef step_method = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_step)),
+                           METH_FASTCALL, nullptr};
+
+py::object bound_step(const py::dict& config) {
+  auto bound = std::make_unique<BoundCell>(config);
+  const py::capsule self(bound.get(), kBoundCell, [](PyObject* capsule) {
+    delete static_cast<BoundCell*>(PyCapsule_GetPointer(capsule, kBoundCell));
+  });
+  bound.release();
+  return py::reinterpret_steal<py::object>(PyCFunction_New(&step_method, self.ptr()));
+}
 
 }  // namespace
 
 void register_bound_cell(py::module_& m) {
-  py::class_<BoundCell>(m, "BoundCell", "A cell bound to the parameters of one layer.")
-      .def(py::init<const py::dict&>(), py::arg("config"))
-      .def("step", &BoundCell::step);
+  m.def("bound_step", &bound_step, py::arg("config"), "The step of a cell bound to the parameters of one layer.");
 }
 
 }  // namespace rmc

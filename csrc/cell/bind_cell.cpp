@@ -76,6 +76,9 @@ void register_cell(py::module_& m) {
       .def("backward", &Cell::backward);
   m.def("parallel_regions", &parallel_regions, "How many parallel regions were entered so far.");
   m.def("profile_enable", [](bool on) { profile().enabled = on; }, "Turns the phase timers on or off.");
+  m.def("time_steps", [](bool on) { profile().steps = on; }, "Turns the clock of `step_nanoseconds` on or off.");
+  m.def(
+      "step_nanoseconds", [] { return profile().step_nanoseconds.load(); }, "Of the kernel in the latest bound step.");
   m.def("profile", &read_profile, "Nanoseconds of CPU time per phase since the last call, over all threads.");
   m.def(
       "vector_math",

@@ -42,6 +42,7 @@ class Forward {
       }
     }
     repeat_frozen();
+    if (tile_.in.final_memory) repeat_last();
   }
 
  private:
@@ -160,6 +161,15 @@ class Forward {
         const T* from = t == 0 ? tile_.initial_memory(e) : memories() + tile_.memory_offset(e, t - 1);
         __builtin_memcpy(memories() + tile_.memory_offset(e, t), from, static_cast<size_t>(size) * sizeof(T));
       }
+    }
+  }
+
+  void repeat_last() {
+    const int64_t size = plan_.N * plan_.D;
+    T* to = static_cast<T*>(tile_.in.final_memory) + tile_.first * size;
+    for (int64_t e = 0; e < tile_.rows.elements; e++) {
+      const T* from = memories() + tile_.memory_offset(e, tile_.in.steps - 1);
+      __builtin_memcpy(to + e * size, from, static_cast<size_t>(size) * sizeof(T));
     }
   }
 

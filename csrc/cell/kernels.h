@@ -23,6 +23,7 @@ struct CellInputs {
   const void* dropout_mask = nullptr;  // [B, T, H, N, S]
   const void* packed = nullptr;        // packed weights to use instead of packing `params`
   void* memories = nullptr;            // [B, T, N, D]; written by forward, read by backward
+  void* final_memory = nullptr;        // null, or [B, N, D]: forward's last step once more
   void* activations = nullptr;         // null, or what forward saves and backward reads
 };
 

@@ -42,11 +42,21 @@ struct DLTensor {
   }
 };
 
+// A tensor with what is to be done when it is freed.
+struct DLManagedTensor {
+  uint32_t major, minor;
+  void* context;
+  void (*deleter)(DLManagedTensor* self);
+  uint64_t flags;
+  DLTensor tensor;
+};
+
 struct DLPackExchangeAPI {
   uint32_t major, minor;
   DLPackExchangeAPI* previous;
-  void *allocate, *from_object, *to_object;
-  int (*borrow)(void* object, DLTensor* out);  // may be null
+  void *allocate, *from_object;
+  int (*to_object)(DLManagedTensor* tensor, void** out);  // takes the tensor over; may be null
+  int (*borrow)(void* object, DLTensor* out);             // may be null
   void* current_stream;
 };
 constexpr const char* kDlpackCapsule = "dlpack_exchange_api";

@@ -2,6 +2,7 @@
 // per phase and step; time stamps would be cheaper, but on a shared machine they count other processes.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <ctime>
 
@@ -55,6 +56,8 @@ constexpr const char* kPhaseNames[] = {"pack",
 struct Profile {
   std::atomic<bool> enabled{false};
   std::atomic<uint64_t> nanoseconds[static_cast<int>(Phase::kCount)];
+  std::atomic<bool> steps{false};
+  std::atomic<int64_t> step_nanoseconds{0};
 };
 Profile& profile();
 
@@ -80,6 +83,22 @@ class PhaseClock {
   }
   bool enabled_;
   uint64_t last_ = 0;
+};
+
+// Wall time of the kernel in the latest step of a bound cell, for `rmc bench uses`: what a step takes besides, where
+// the noise of its kernel is larger than that.
+class StepClock {
+ public:
+  StepClock() : enabled_(profile().steps.load(std::memory_order_relaxed)) {
+    if (enabled_) start_ = std::chrono::steady_clock::now();
+  }
+  ~StepClock() {
+    if (enabled_) profile().step_nanoseconds = (std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  bool enabled_;
+  std::chrono::steady_clock::time_point start_;
 };
 
 }  // namespace rmc

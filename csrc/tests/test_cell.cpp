@@ -59,7 +59,7 @@ struct Problem {
   std::shared_ptr<const rmc::Plan> plan;
   int64_t batch, steps;
   std::vector<std::vector<T>> params, param_grads;
-  std::vector<T> x, memory, reset_memory, mask, memories, grad, dx, dmemory, dreset;
+  std::vector<T> x, memory, reset_memory, mask, memories, final_memory, grad, dx, dmemory, dreset;
   std::vector<int64_t> lengths;
   std::vector<char> activations;
   bool resets[4096] = {};
@@ -97,7 +97,7 @@ struct Problem {
     param_grads = params;
     const int64_t slots = batch * p.N * p.D;
     fill(x, batch * steps * p.n * p.I), fill(memory, slots), fill(reset_memory, slots);
-    fill(memories, slots * steps), fill(grad, slots * steps);
+    fill(memories, slots * steps), fill(final_memory, slots), fill(grad, slots * steps);
     fill(dx, batch * steps * p.n * p.I), fill(dmemory, slots), fill(dreset, slots);
     if (!p.live_inputs) fill(mask, batch * steps * p.H * p.N * p.S);
     for (int64_t i = 0; i < batch; i++) lengths.push_back(i % (steps + 2) - 1 + steps / 2);
@@ -114,6 +114,7 @@ struct Problem {
     rmc::CellInputs in;
     in.batch = batch, in.steps = steps, in.threads = threads;
     in.x = x.data(), in.memory = memory.data(), in.params = inputs.data(), in.memories = memories.data();
+    in.final_memory = final_memory.data();
     if (options) {
       in.lengths = lengths.data(), in.resets = resets, in.reset_memory = reset_memory.data();
       if (!mask.empty()) in.dropout_mask = mask.data();
@@ -126,6 +127,15 @@ struct Problem {
     out.memories = grad.data(), out.x = dx.data(), out.memory = dmemory.data(), out.params = outputs.data();
     if (options) out.reset_memory = dreset.data();
     table.backward(*plan, in, out);
+  }
+
+  bool final_is_last() const {
+    const size_t size = static_cast<size_t>(plan->N * plan->D), elements = steps ? static_cast<size_t>(batch) : 0;
+    for (size_t e = 0; e < elements; e++) {
+      const T* last = &memories[((e + 1) * static_cast<size_t>(steps) - 1) * size];
+      if (std::memcmp(last, &final_memory[e * size], size * sizeof(T)) != 0) return false;
+    }
+    return true;
   }
 
   std::vector<T> results() const {
@@ -159,6 +169,7 @@ void test_cell(const Named& cell, rmc::Isa isa, rmc::Precision precision) {
       problem.run(1, false, options);
       const std::vector<T> first = problem.results();
       check(finite(first), what + " is finite");
+      check(problem.final_is_last(), what + ": the final memory is that of the last step");
       problem.run(3, false, options);
       check(same(first, problem.results()), what + ": three threads give the bits of one");
       problem.run(2, true, options);

@@ -22,14 +22,14 @@ from rmc_kernels.spec import CellSpec
 
 #: (dictionary, key, value): where a module or a parameter was found; (dictionary, key): where nothing was.
 Place = tuple[dict[str, Any], str, Any] | tuple[dict[str, Any], str]
-#: (function, arguments, answer): one argument at most.
-Question = tuple[Callable[..., object], tuple[object, ...], object]
+#: (object, type, name, value): its very type, and what the name is in that.
+Attribute = tuple[object, type, str, object]
 #: torch's table of C functions that tell a tensor's address and layout; torch has it from 2.10 on.
 _TENSORS = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 #: No autocast of any device: a third of the time of `torch.is_autocast_enabled("cpu")`, 0.3 us of a step.
-_NO_AUTOCAST = (torch._C._is_any_autocast_enabled, (), False)
-#: (function, arguments, answer) where nothing but values is wanted.
-_INFERENCE = ((torch.is_grad_enabled, (), False), _NO_AUTOCAST, *UNWATCHED)
+_NO_AUTOCAST = (torch._C._is_any_autocast_enabled, False)
+#: (function, answer) where nothing but values is wanted.
+_INFERENCE = ((torch.is_grad_enabled, False), _NO_AUTOCAST, *UNWATCHED)
 #: The value of `forward_ad._current_level` outside of forward-mode differentiation.
 _NO_LEVEL = -1
 
@@ -39,16 +39,16 @@ class Surroundings(NamedTuple):
 
     Attributes:
         places: where every module, parameter and option was found.
-        questions: what functions answered.
+        attributes: objects of whose types something was used.
         empty: dictionaries that hold nothing.
-        views: whether the output is the memories with their last two axes flattened.
-        direct: whether a call of the layer is one of its `forward` and no more, and `views`; the rest sees to that.
+        flat: whether the output is the memories with their last two axes flattened.
+        direct: whether a call of the layer is one of its `forward` and no more, and `flat`; the rest sees to that.
     """
 
     places: tuple[Place, ...]
-    questions: tuple[Question, ...]
+    attributes: tuple[Attribute, ...]
     empty: tuple[dict[Any, Any], ...]
-    views: bool
+    flat: bool
     direct: bool
 
 
@@ -57,10 +57,10 @@ class BoundLayer:
 
     Attributes:
         direct: see `Surroundings`.
-        step: (x, memory, sequence) -> output, memories. The memories are [B, T, N, D] for x [B, T, I] if
-            `sequence`, else [B, N, D] for x [B, I], x with a row axis before I in matrix mode; the output in x's dtype
-            is a view of them where `Surroundings.views`, else None. None where the ordinary way is to serve or refuse
-            the call. It does not ask whether torch.compile is tracing.
+        step: (x, memory, sequence) -> output in x's dtype and the final memory where `Surroundings.flat`, else None
+            and the memories: [B, T, N, D] for x [B, T, I] if `sequence`, else [B, N, D] for x [B, I], x with a row
+            axis before I in matrix mode. None where the ordinary way is to serve or refuse the call. Every tensor has
+            memory of its own. It does not ask whether torch.compile is tracing.
     """
 
     def __init__(self, backend: cpu.CpuBackend, spec: CellSpec, params: Sequence[Tensor], around: Surroundings) -> None:
@@ -73,20 +73,22 @@ class BoundLayer:
                 (vars(forward_ad), "_current_level", _NO_LEVEL),
             ),
             "empty": around.empty,
-            "questions": (*_INFERENCE, *around.questions),
+            "questions": _INFERENCE,
+            "attributes": around.attributes,
             "types": tuple(PLAIN_TYPES),
             "cells": tuple(cpu.cell(spec, *kernels) for kernels in backend.kernels(params[0].dtype)),
             "large": cpu.AMX_ROWS,
             "matrix": spec.input_rows is not None,
-            "views": around.views,
+            "flat": around.flat,
             "version": inspect.getattr_static(Tensor, "_version"),
+            "is_neg": inspect.getattr_static(Tensor, "is_neg"),
+            "data_ptr": inspect.getattr_static(Tensor, "data_ptr"),
             "change": (vars(weights), "change"),
             "look": partial(_frozen, tuple(params)),
             "get_num_threads": torch.get_num_threads,
-            "empty_like": torch.empty_like,
         }
         self.direct = around.direct
-        self.step = cpu.bound_cell(self._borrowed).step
+        self.step = cpu.bound_step(self._borrowed)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # copies bind anew
@@ -122,5 +124,5 @@ def bind(backend: cpu.CpuBackend, spec: CellSpec, params: Sequence[Tensor], arou
 
 def is_inference() -> bool:
     """Whether nothing but values is wanted of a call made here."""
-    answers = all(function(*arguments) is answer for function, arguments, answer in _INFERENCE)
+    answers = all(function() is answer for function, answer in _INFERENCE)
     return answers and forward_ad._current_level == _NO_LEVEL and not is_watched()

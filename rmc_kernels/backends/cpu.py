@@ -8,7 +8,7 @@ a sequence into chunks; docs/cpu-backend.md says exactly what holds for the para
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from rmc_kernels.backends.protocol import HALF_TYPES, Call
 from rmc_kernels.backends.weights import addresses, as_read, frozen_block, frozen_weights, readable
 from rmc_kernels.spec import CellSpec
 
-__all__ = ["ISAS", "CpuBackend", "allow_amx_split", "bound_cell", "cell", "forced_isa", "frozen_weights", "kernels"]
+__all__ = ["ISAS", "CpuBackend", "allow_amx_split", "bound_step", "cell", "forced_isa", "frozen_weights", "kernels"]
 
 try:
     from rmc_kernels import _C
@@ -80,13 +80,13 @@ def cell(spec: CellSpec, precision: str, isa: str) -> Any:
     return _C.Cell(config, precision, isa)
 
 
-def bound_cell(config: dict[str, object]) -> Any:
-    """A cell bound to parameters; it borrows what is in `config`, see `bound.BoundLayer`.
+def bound_step(config: dict[str, object]) -> Callable[[object, object, bool], Any]:
+    """The step of a cell bound to parameters; it borrows what is in `config`, see `bound.BoundLayer`.
 
     Raises:
         ValueError: the parameters do not lie as the C++ code reads them.
     """
-    return _C.BoundCell(config)
+    return _C.bound_step(config)
 
 
 def kernels(dtype: torch.dtype, forced: str) -> tuple[Kernels, Kernels]:

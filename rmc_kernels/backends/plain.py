@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 PLAIN_TYPES = {Tensor, torch.nn.Parameter}
-#: (function, arguments, what it answers where nothing traces, fakes or transforms).
+#: (function, what it answers where nothing traces, fakes or transforms).
 #: `is_compiling()` is False under make_fx, and a FakeTensor's data_ptr() is 0, so the dispatch stack is looked at too.
-UNWATCHED: tuple[tuple[Callable[..., object], tuple[object, ...], object], ...] = (
-    (torch._C._len_torch_dispatch_stack, (), 0),
-    (torch._C._functorch.peek_interpreter_stack, (), None),
-    (torch._C._get_tracing_state, (), None),
+UNWATCHED: tuple[tuple[Callable[[], object], object], ...] = (
+    (torch._C._len_torch_dispatch_stack, 0),
+    (torch._C._functorch.peek_interpreter_stack, None),
+    (torch._C._is_tracing, False),
 )
 
 
@@ -25,9 +25,7 @@ def is_plain(*tensors: Tensor) -> bool:
 
 def is_watched() -> bool:
     """Whether something that traces, fakes or transforms is active."""
-    return torch.compiler.is_compiling() or any(
-        function(*arguments) is not answer for function, arguments, answer in UNWATCHED
-    )
+    return torch.compiler.is_compiling() or any(function() is not answer for function, answer in UNWATCHED)
 
 
 def active_transform() -> str | None:
