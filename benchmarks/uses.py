@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +43,7 @@ class Figure:
         seconds: the median of one call.
         ratio: over the case's yardstick: the eager loop's time over this one, the bare C++ call's under it, or the time
             of the same contestant alone under it.
+        besides: what of the time is outside of the kernel, in seconds, for steps of a bound layer.
     """
 
     use: str
@@ -50,6 +51,7 @@ class Figure:
     contestant: str
     seconds: float
     ratio: float
+    besides: float | None = None
 
 
 def half(budget: float) -> list[Figure]:
@@ -98,23 +100,33 @@ def step(budget: float) -> list[Figure]:
     figures = []
     for spec in (SMALL, LARGE):
         for batch in (1, 4, 16, 64):
-            with ExitStack() as frozen, torch.inference_mode():
+            with ExitStack() as frozen:
                 calls = dict(_step_calls(spec, batch, frozen))
-                figures += _against("step", f"B={batch}, {_sizes(spec)}", calls, "C++ call", budget, False)
+                with torch.inference_mode():
+                    timed = _against("step", f"B={batch}, {_sizes(spec)}", calls, "C++ call", budget, False)
+                    bound = {name: _besides(calls[name], budget / 4) for name in _BOUND}
+            figures += [replace(figure, besides=bound.get(figure.contestant)) for figure in timed]
     return figures
+
+
+#: Contestants of `step` whose every call is a step of a bound layer.
+_BOUND = ("cell, frozen", "layer, T=1, frozen")
 
 
 def _step_calls(spec: CellSpec, batch: int, frozen: ExitStack) -> Iterator[tuple[str, timing.Call]]:
     cell, free = (RelationalMemoryCell.from_spec(spec, backend="cpu") for _ in range(2))
+    layer = RelationalMemory.from_spec(spec, backend="cpu")
     x, memory = torch.randn(batch, INPUTS), cell.initial_memory(batch)
+    sequence = x[:, None].clone()
     params = {name: value.detach() for name, value in cell.named_parameters()}
-    frozen.enter_context(cell.frozen_weights())
+    for kept in (cell, layer):
+        frozen.enter_context(kept.frozen_weights())
     kernels = cpu.kernels(torch.float32, cpu.forced_isa)[batch * spec.mem_slots >= cpu.AMX_ROWS]
     native = cpu.cell(spec, *kernels)
     pointers = tuple(params[name].data_ptr() for name in spec.parameter_names)
     packed, out = native.pack(list(pointers), False), torch.empty_like(memory)
     tensors = (x.data_ptr(), memory.data_ptr(), 0, 0, 0, 0)
-    row, gate = eager.hoist(x[:, None], params, spec)
+    row, gate = eager.hoist(sequence, params, spec)
     compiled = eager.compiled_step()
     hidden = equal_hidden_size(spec.parameter_count, INPUTS, 4)
     lstm, state = nn.LSTMCell(INPUTS, hidden), (torch.zeros(batch, hidden), torch.zeros(batch, hidden))
@@ -123,12 +135,29 @@ def _step_calls(spec: CellSpec, batch: int, frozen: ExitStack) -> Iterator[tuple
         return lambda: native.forward((batch, 1, 1), tensors, pointers, weights, out.data_ptr(), 0, 0)
 
     yield "C++ call", bare(packed)
-    yield "cell, frozen", lambda: cell(x, memory)
+    yield _BOUND[0], lambda: cell(x, memory)
+    yield _BOUND[1], lambda: layer(sequence, memory)
     yield "C++ call that packs", bare(None)
     yield "cell", lambda: free(x, memory)
-    yield "eager", lambda: eager.unroll(x[:, None], memory, params, spec)
+    yield "eager", lambda: eager.unroll(sequence, memory, params, spec)
     yield "compile, without the input", lambda: compiled(memory, row, gate, params, spec)
     yield f"nn.LSTMCell, {hidden} units", lambda: lstm(x, state)
+
+
+def _besides(call: timing.Call, budget: float) -> float:
+    """The median wall time of a call outside of its kernel, whose own time varies by more than that."""
+    from rmc_kernels import _C  # optional: the backend has run
+
+    _C.time_steps(True)
+    try:
+        taken, end = [], time.perf_counter() + budget
+        while not taken or time.perf_counter() < end:
+            start = time.perf_counter_ns()
+            call()
+            taken.append(time.perf_counter_ns() - start - _C.step_nanoseconds())
+    finally:
+        _C.time_steps(False)
+    return 1e-9 * statistics.median(taken)
 
 
 def busy(budget: float) -> list[Figure]:
@@ -186,9 +215,20 @@ def markdown(figures: Iterable[Figure]) -> str:
     for name, use in USES.items():
         rows = [figure for figure in figures if figure.use == name]
         if rows:
-            lines += [f"### {use.title}", "", f"| case | contestant | us a call | {use.ratio} |", "|---|---|---:|---:|"]
-            lines += [f"| {f.case} | {f.contestant} | {f.seconds * 1e6:.1f} | {f.ratio:.2f} |" for f in rows] + [""]
+            besides = any(figure.besides is not None for figure in rows)
+            titles = ["case", "contestant", "us a call", use.ratio, *["us outside of the kernel"] * besides]
+            lines += [f"### {use.title}", "", _row(titles), "|---|---|" + "---:|" * (len(titles) - 2)]
+            lines += [_row(_cells(figure)[: len(titles)]) for figure in rows] + [""]
     return "\n".join(lines)
+
+
+def _cells(figure: Figure) -> list[str]:
+    besides = "" if figure.besides is None else f"{figure.besides * 1e6:.1f}"
+    return [figure.case, figure.contestant, f"{figure.seconds * 1e6:.1f}", f"{figure.ratio:.2f}", besides]
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def within(text: str, figures: Iterable[Figure]) -> str:

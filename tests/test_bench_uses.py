@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,14 @@ def test_every_contestant_of_a_table_is_timed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(uses, "SMALL", CellSpec.sonnet(uses.INPUTS, 1, 4, 1))
     monkeypatch.setattr(eager, "compiled_step", lambda: eager.eager_step)
     monkeypatch.setattr(timing, "SAMPLE_SECONDS", 1e-4)
-    for name, contestants in (("half", 5), ("step", 7), ("busy", 2)):
+    for name, contestants in (("half", 5), ("step", 8), ("busy", 2)):
         figures = uses.USES[name].figures(1e-3)
         cases = {figure.case for figure in figures}
         assert len(figures) == contestants * len(cases)
         assert all(figure.use == name and figure.seconds > 0 and figure.ratio > 0 for figure in figures)
+        steps = [figure for figure in figures if figure.besides is not None]
+        assert len(steps) == (2 * len(cases) if name == "step" else 0)
+        assert all(figure.besides and figure.besides > 0 for figure in steps)
 
 
 def test_the_tables_go_into_a_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +44,13 @@ def test_the_tables_go_into_a_document(tmp_path: Path, monkeypatch: pytest.Monke
     assert text.startswith("before\n<!-- uses -->")
     assert text.endswith("<!-- /uses -->\nafter\n")
     assert json.loads(out.read_text())[0]["contestant"] == "cell"
+
+
+def test_what_is_outside_of_the_kernel_has_a_column() -> None:
+    rows = uses.markdown([SMALL, replace(SMALL, contestant="bound", besides=9e-6)]).splitlines()
+    assert rows[2].endswith("| us outside of the kernel |")
+    assert rows[3] == "|---|---|---:|---:|---:|"
+    assert rows[4:6] == ["| B=1 | cell | 20.0 | 1.25 |  |", "| B=1 | bound | 20.0 | 1.25 | 9.0 |"]
 
 
 def test_wrong_arguments() -> None:
