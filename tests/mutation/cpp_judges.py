@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -16,7 +16,17 @@ from torch import Tensor
 from rmc_kernels import CellSpec, backends
 from rmc_kernels.backends import Call, cpu
 from tests.cases import SPECS, VARIANTS, Case, draw
-from tests.mutation.judges import OPTIONS, WIDE, Killed, compare_all, expected, outcome, with_padding
+from tests.mutation.judges import (
+    OPTIONS,
+    TOLERANCE,
+    WIDE,
+    Killed,
+    compare,
+    compare_all,
+    expected,
+    outcome,
+    with_padding,
+)
 
 #: A case with what the reference makes of it.
 Vector = tuple[str, Case, dict[str, Tensor]]
@@ -59,6 +69,7 @@ def cpp_vectors(dtype: str) -> list[Vector]:
     drawn["one number"] = draw(SPECS["one-slot"], OPTIONS, batch=1, steps=1, dtype=kind)
     drawn["one number"].options["lengths"] = torch.tensor([0])
     drawn["one element and step"] = draw(WIDE["wide-heads"], batch=1, steps=1, dtype=kind)
+    drawn["tiles"] = draw(SPECS["sonnet"], batch=40, steps=2, dtype=kind)
     drawn["slices"] = draw(_LARGE, batch=32, steps=1, dtype=kind)
     if dtype == "float64":  # to differ by 709, where its exponential overflows; so large, float32 errs too much
         drawn["large scores"] = draw(SPECS["textbook"], dtype=kind)
@@ -92,6 +103,8 @@ def cpp(backend: backends.Backend, vectors: Sequence[Vector]) -> None:
         if any(value.any() for value in found.values()):
             raise Killed(f"{batch} elements, {steps} steps")
     if case.x.dtype is torch.float32:
+        for name in ("one step, sonnet", "tiles"):
+            _cpp_bound(backend, *by_name[name])
         _cpp_functions()
     _cpp_sizes()
 
@@ -124,6 +137,16 @@ class _Watched:
         if any(((end == end) & (end != 255)).any() for end in ends):
             raise Killed("a tensor is left")
         return result
+
+
+def _cpp_bound(backend: backends.Backend, case: Case, exact: dict[str, Tensor]) -> None:
+    """Output and final memory of a bound layer that is asked for nothing else."""
+    around = backends.Surroundings((), (), (), flat=True, direct=False)
+    bound = backends.BoundLayer(cast(backends.CpuBackend, backend), case.spec, case.call().params, around)
+    with torch.no_grad():
+        output, final = bound.step(case.x, case.memory, True)
+    compare(output, exact["memories"].flatten(2), TOLERANCE, "bound")
+    compare(final, exact["memories"][:, -1], TOLERANCE, "bound, final memory")
 
 
 def _cpp_functions() -> None:
