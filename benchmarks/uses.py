@@ -86,13 +86,14 @@ def _half_calls(batch: int, steps: int, training: bool) -> Iterator[tuple[str, t
         return output
 
     yield "eager", timed(lambda: eager.unroll(x, memory, params, LARGE).flatten(2), params.values())
-    yield "cpu float32", timed(lambda: layer(x, memory)[0], layer.parameters())
     yield "cpu autocast bfloat16", timed(autocast, layer.parameters())
-    for dtype in (torch.bfloat16, torch.float16):
-        other = RelationalMemory.from_spec(LARGE, backend="cpu", dtype=dtype)
+    halves, saved = (torch.bfloat16, torch.float16), (torch.float32, torch.bfloat16)
+    kinds = [(dtype, "full") for dtype in (torch.float32, *halves)] + [(dtype, "none") for dtype in saved] * training
+    for dtype, recompute in kinds:
+        other = RelationalMemory.from_spec(LARGE, backend="cpu", dtype=dtype, recompute=recompute)
         rows = x.to(dtype)
         run = timed(lambda other=other, rows=rows: other(rows, memory)[0], other.parameters())  # type: ignore[misc]
-        yield f"cpu {str(dtype).removeprefix('torch.')}", run
+        yield f"cpu {str(dtype).removeprefix('torch.')}" + ", saved" * (recompute == "none"), run
 
 
 def step(budget: float) -> list[Figure]:
