@@ -69,7 +69,7 @@ def cpp_vectors(dtype: str) -> list[Vector]:
     drawn["one number"] = draw(SPECS["one-slot"], OPTIONS, batch=1, steps=1, dtype=kind)
     drawn["one number"].options["lengths"] = torch.tensor([0])
     drawn["one element and step"] = draw(WIDE["wide-heads"], batch=1, steps=1, dtype=kind)
-    drawn["tiles"] = draw(SPECS["sonnet"], batch=40, steps=2, dtype=kind)
+    drawn["tiles"] = draw(SPECS["sonnet"], batch=24, steps=11, dtype=kind)  # more steps than are projected at once
     drawn["slices"] = draw(_LARGE, batch=32, steps=1, dtype=kind)
     if dtype == "float64":  # to differ by 709, where its exponential overflows; so large, float32 errs too much
         drawn["large scores"] = draw(SPECS["textbook"], dtype=kind)
