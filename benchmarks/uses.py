@@ -151,7 +151,8 @@ def _besides(call: timing.Call, budget: float) -> float:
 
     _C.time_steps(True)
     try:
-        taken, end = [], time.perf_counter() + budget
+        taken: list[int] = []
+        end = time.perf_counter() + budget
         while not taken or time.perf_counter() < end:
             start = time.perf_counter_ns()
             call()

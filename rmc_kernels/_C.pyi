@@ -89,14 +89,14 @@ class Cell:
     ) -> None:
         """`grads` is the given gradient of the memories, then where those of x, memory, reset_memory go."""
 
-def bound_step(config: dict[str, object]) -> Callable[[object, object, bool], Any]:
+def bound_step(config: dict[str, object]) -> Callable[[object, object, object, bool], Any]:
     """Binds a cell to the parameters of one layer. `rmc_kernels.backends.bound` is its only caller.
 
     What is in `config` is borrowed: whoever holds the result holds it too.
 
     Returns:
-        `step(x, memory, sequence)`: output and final memory, or None and the memories; None where something is not as
-        it was, or a tensor not as the kernels read it.
+        `step(owner, x, memory, sequence)`: memories, flat where they are the output, and the final memory; None where
+        something is not as it was, or a tensor not as the kernels read it.
     """
 
 def parallel_regions() -> int:

@@ -104,7 +104,7 @@ class RelationalMemory(MemoryModule):
         bound = None if is_dynamo_compiling() else self._bound
         if bound is not None and bound.direct and len(args) == 2 and not kwargs and self.batch_first:
             x, memory = args
-            found = bound.step(x, memory, True)
+            found = bound.step(self, x, memory, True)
             if found is not None:
                 return found
         return super().__call__(*args, **kwargs)
@@ -131,7 +131,8 @@ class RelationalMemory(MemoryModule):
 
         Returns:
             output: [B, T, output_size], laid out as x, in x's dtype (the autocast dtype under autocast).
-            memory: [B, N, D], the memory at each element's last step, float32 for half types.
+            memory: [B, N, D], the memory at each element's last step, float32 for half types. Without gradients the
+                storage of either may be one that cannot be resized.
             attention: with `return_attention`, [B, T, num_blocks, H, N, S]: how much each slot looks at each of the
                 `S` rows (slots, then input rows), before dropout; [T, B, ...] if not `batch_first`.
 
@@ -156,6 +157,8 @@ class RelationalMemory(MemoryModule):
             output = output.transpose(0, 1)
             weights = None if weights is None else weights.transpose(0, 1)
         return (output, final) if weights is None else (output, final, weights)
+
+    _called = forward
 
     def extra_repr(self) -> str:
         """The cell's sizes and the options that differ from the defaults."""
@@ -217,7 +220,7 @@ class RelationalMemoryCell(MemoryModule):
         bound = None if is_dynamo_compiling() else self._bound
         if bound is not None and bound.direct and len(args) == 2 and not kwargs:
             x, memory = args
-            found = bound.step(x, memory, False)
+            found = bound.step(self, x, memory, False)
             if found is not None:
                 return found
         return super().__call__(*args, **kwargs)
@@ -231,7 +234,8 @@ class RelationalMemoryCell(MemoryModule):
 
         Returns:
             output: [B, output_size] (unbatched: [output_size]), in x's dtype (the autocast dtype under autocast).
-            memory: [B, N, D], float32 for half types.
+            memory: [B, N, D], float32 for half types. Without gradients the storage of either may be one that cannot
+                be resized.
 
         Raises:
             TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
@@ -243,6 +247,8 @@ class RelationalMemoryCell(MemoryModule):
         rows = x if extra else x[None]
         output, final, _ = self._unroll(rows[:, None], memory, None, None, attention=False)
         return output[:, 0] if extra else output[0, 0], final
+
+    _called = forward
 
 
 def _wrong_resets(resets: object, takes: str) -> NoReturn:

@@ -18,7 +18,6 @@ from rmc_kernels.functional import (
     Options,
     attention_dropout,
     compute_dtype,
-    last,
     memory_dtype,
     relational_memory,
     with_attention,
@@ -56,13 +55,8 @@ class MemoryModule(nn.Module):
 
     spec: CellSpec
     _bound: backends.BoundLayer | None = None
-    #: What `forward` was when the class that defines `__call__` was made: all that this may leave out.
-    _called: Callable[..., Any] | None = None
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "__call__" in vars(cls):
-            cls._called = cls.forward
+    #: The `forward` that `__call__` may leave out.
+    _called: Callable[..., Any]
 
     def __init__(
         self,
@@ -237,15 +231,12 @@ class MemoryModule(nn.Module):
         bound = None if is_dynamo_compiling() else self._bound
         if bound is None:
             return None
-        found = bound.step(x, memory, sequence)
+        found = bound.step(self, x, memory, sequence)
         if found is None:
             self._bound = None  # it keeps parameters alive that may have been replaced
             return None
-        output, memory_after = found
-        if output is None:
-            memories = memory_after
-            output, memory_after = self._read(memories, x.dtype), last(memories) if sequence else memories
-        return output, memory_after
+        memories, final = found
+        return memories if bound.flat else self._read(memories, x.dtype), final
 
     def _read(self, memories: Tensor, dtype: torch.dtype) -> Tensor:
         output: Tensor = self.read_head(memories)
@@ -283,20 +274,25 @@ class MemoryModule(nn.Module):
                 rely_on(node._parameters, leaf, params[name])
         head: Any = self._modules["read_head"]
         rely_on(self._modules, "read_head", head)
+        own = type(self)
+        types: list[tuple[object, type]] = []
         attributes: list[backends.Attribute] = []
         concat = type(head) is ReadHead and head.kind == "concat" and ReadHead.forward is _READ
         read = direct(head) if concat else None
         if read:  # C++ does it
             rely_on(vars(head), "kind", head.kind)
-            attributes.append((head, ReadHead, "forward", _READ))
-        own = type(self)
+            types.append((head, ReadHead))
+            attributes.append((ReadHead, "forward", _READ))
         called = direct(self) if read and own.forward is own._called else None
         if called:
-            attributes.append((self, own, "forward", own._called))
+            types.append((self, own))
+            attributes.append((own, "forward", own._called))
         both = [part for part in (read, called) if part]
         around = backends.Surroundings(
+            owner=self,
             places=(*found.values(), *(place for part in both for place in part.places)),
-            attributes=tuple(attributes),
+            types=tuple(types),
+            attributes=(*attributes, *(both[0].attributes if both else ())),
             empty=tuple({id(hooks): hooks for part in both for hooks in part.empty}.values()),
             flat=read is not None,
             direct=called is not None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rmc_kernels import CellSpec, RelationalMemoryCell
+from rmc_kernels import CellSpec, RelationalMemory, RelationalMemoryCell
 from rmc_kernels.backends import weights
-from tests.test_step_mode import ordinary, pytestmark, same, small_cell
+from tests.test_step_mode import only_bound, ordinary, pytestmark, same, small_cell
 
 assert pytestmark  # pytest reads it: the same needs
 
@@ -44,23 +46,17 @@ def test_packed_weights_of_a_bias_of_another_dtype() -> None:
     assert weights.readable(params)[0] is params[0]
 
 
-class _Pause(TorchFunctionMode):
-    """Stops a thread where it widens x, in the middle of a call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inside, self.go_on = threading.Event(), threading.Event()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.float:
-            self.inside.set()
-            assert self.go_on.wait(20)
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_block_that_closes_during_a_call_ends_with_that_call() -> None:
+def test_a_block_that_closes_during_a_call_ends_with_that_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread is stopped where it widens x, in the middle of a call."""
     cell, x, memory = small_cell(dtype=torch.bfloat16)
-    pause, found = _Pause(), []
+    inside, go_on, found = threading.Event(), threading.Event(), []
+    widen = Tensor.float
+
+    def wait(tensor: Tensor) -> Tensor:
+        inside.set()
+        assert go_on.wait(20)
+        return widen(tensor)
+
     with torch.no_grad():
         with cell.frozen_weights():
             cell(x, memory)
@@ -69,16 +65,76 @@ def test_a_block_that_closes_during_a_call_ends_with_that_call() -> None:
             assert bound is not None
 
             def call() -> None:
-                with torch.no_grad(), pause:
-                    found.append(bound.step(x, memory, False))
+                with torch.no_grad():
+                    found.append(bound.step(cell, x, memory, False))
 
+            monkeypatch.setattr(Tensor, "float", wait)
             thread = threading.Thread(target=call)
             thread.start()
-            assert pause.inside.wait(20)
-        assert bound.step(x, memory, False) is None
-        pause.go_on.set()
+            assert inside.wait(20)
+        monkeypatch.undo()
+        assert bound.step(cell, x, memory, False) is None
+        go_on.set()
         thread.join()
     same(found[0], want)
+
+
+class _Modes(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", [_Modes, lambda: torch.device("cpu")])
+def test_modes_that_are_shown_every_function_get_the_ordinary_way(mode: Callable[[], Any]) -> None:
+    """They would be shown the questions about each parameter: Python, which another thread may interrupt."""
+    cell, x, memory = small_cell()
+    bound = cell._bound
+    assert bound is not None
+    with torch.no_grad(), cell.frozen_weights():
+        want = cell(x, memory)
+        assert bound.step(cell, x, memory, False) is not None
+        with mode():
+            assert bound.step(cell, x, memory, False) is None
+            same(cell(x, memory), want)
+
+
+def test_a_copy_of_the_dictionary_is_another_layer() -> None:
+    class Own(RelationalMemoryCell):
+        def __getstate__(self) -> dict[str, Any]:
+            return self.__dict__.copy()
+
+    cell, x, memory = Own(6, 3, 8, 2, backend="cpu").eval(), torch.randn(2, 6), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        want = cell(x, memory)
+        replica, shallow = cell._replicate_for_data_parallel(), copy.copy(cell)  # type: ignore[no-untyped-call]
+        assert replica._bound is shallow._bound is cell._bound is not None
+        vars(shallow)["forward"] = lambda x, memory: (x, memory)
+        assert shallow(x, memory) == (x, memory)
+        replica.read_head = nn.Identity()
+        assert replica(x, memory)[0].shape == memory.shape
+        same(cell(x, memory), want)
+
+
+def test_output_and_memory_share_nothing_whatever_the_read_head_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, x, memory = small_cell()
+    cell.read_head = nn.Identity()  # type: ignore[assignment]
+    with torch.no_grad():
+        cell(x, memory)
+        with only_bound(monkeypatch):
+            output, final = cell(x, memory)
+        want = final.clone()
+        output.zero_()
+    assert torch.equal(final, want)
+
+
+def test_what_does_not_fit_into_memory_raises_the_ordinary_error() -> None:
+    layer = RelationalMemory(1, 64, 64, 8, backend="cpu").eval()
+    memory = layer.initial_memory(1)
+    with torch.no_grad():
+        layer(torch.zeros(1, 2, 1), memory)
+        assert layer._bound is not None
+        with pytest.raises(RuntimeError, match="memory"):
+            layer(torch.zeros(1, 1, 1).expand(1, 2**30, 1), memory)  # 8 TB
 
 
 def test_two_threads_that_pack_at_once_share_what_was_packed_first() -> None:

@@ -63,6 +63,39 @@ def test_a_forward_that_is_put_into_the_class_runs(monkeypatch: pytest.MonkeyPat
             assert cell(x, memory) == (x, memory)
 
 
+def test_a_forward_below_a_class_with_a_call_of_its_own_runs() -> None:
+    class Logged(DoubledCell):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    cell, x, memory = Logged(6, 3, 8, 2, backend="cpu").eval(), torch.randn(2, 6), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        first = cell(x, memory)
+        for _ in range(2):
+            same(cell(x, memory), first)
+
+
+@pytest.mark.parametrize("name", ["__call__", "_call_impl", "_wrapped_call_impl"])
+def test_what_is_put_into_every_module_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch.fx does while it traces."""
+    inner, seen = getattr(nn.Module, name), []
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(self)
+        return inner(self, *args, **kwargs)
+
+    cell, x, memory = small_cell()
+    with torch.no_grad():
+        want = cell(x, memory)
+        monkeypatch.setattr(nn.Module, name, call)
+        found = [cell(x, memory) for _ in range(3)]
+        monkeypatch.undo()
+        for each in (*found, cell(x, memory)):
+            same(each, want)
+    if name != "_wrapped_call_impl":  # which nothing calls by its name
+        assert seen.count(cell) == seen.count(cell.read_head) == 3
+
+
 @pytest.mark.parametrize("owner", [ReadHead, RelationalMemoryCell])
 def test_a_forward_that_wraps_the_class_s_runs_at_each_call(owner: type, monkeypatch: pytest.MonkeyPatch) -> None:
     inner, seen = owner.forward, []  # type: ignore[attr-defined]

@@ -509,4 +509,4 @@ def test_options_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
             same(layer(x, memory), ordinary(monkeypatch, lambda: layer(x, memory)))
         layer.backend = "reference"
         assert layer._bound is not None
-        assert layer._bound.step(x, memory, True) is None
+        assert layer._bound.step(layer, x, memory, True) is None

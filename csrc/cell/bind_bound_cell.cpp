@@ -42,10 +42,12 @@ class BoundCell {
   explicit BoundCell(const py::dict& config)
       : places_(by_dictionary(config["places"])),
         questions_(each<Question>(config["questions"])),
+        types_(each<Type>(config["types"])),
         attributes_(each<Attribute>(config["attributes"])),
         is_neg_(config["is_neg"]),
         data_ptr_(config["data_ptr"]),
-        types_(config["types"].cast<py::tuple>()),
+        owner_(config["owner"].ptr()),
+        plain_types_(config["plain_types"].cast<py::tuple>()),
         cell_objects_(config["cells"].cast<py::tuple>()),
         large_(config["large"].cast<int64_t>()),
         matrix_(config["matrix"].cast<bool>()),
@@ -78,11 +80,12 @@ class BoundCell {
     look();
   }
 
-  // Output and final memory where the output is the memories with their last two axes as one; else None and the
-  // memories. None where the ordinary way is to serve or refuse the call.
-  py::object step(const py::object& x, const py::object& memory, bool sequence) {
-    if (!plain(x) || !plain(memory) || !holds()) return py::none();
-    const std::shared_ptr<Frozen> frozen = frozen_;
+  // The memories, their last two axes as one where the output is that, and the final memory. None where the ordinary
+  // way is to serve or refuse the call: `owner` may be a copy of the layer that was bound.
+  py::object step(const py::object& owner, const py::object& x, const py::object& memory, bool sequence) {
+    if (owner.ptr() != owner_ || !plain(x) || !plain(memory)) return py::none();
+    const std::shared_ptr<Frozen> frozen = holds();
+    if (!frozen) return py::none();
     DLTensor in, from;
     if (!on_cpu(x, in) || !on_cpu(memory, from) || !(in.dtype == params_[0].dtype()) || !(from.dtype == kDlFloat32))
       return py::none();
@@ -100,17 +103,14 @@ class BoundCell {
     const py::object rows = read(float32_ ? x : x.attr("float")(), in), start = read(memory, from);
     if (!rows || !start) return py::none();
     const int64_t B = call.batch, T = call.steps;
-    NewTensor output, memories;
-    if (flat_) {
-      output = sequence ? new_tensor(*api_, {B, T, N * D}) : new_tensor(*api_, {B, N * D});
-      memories = new_tensor(*api_, {B, N, D});
-      call.memories = output.data, call.final_memory = memories.data;
-    } else {
-      memories = sequence ? new_tensor(*api_, {B, T, N, D}) : new_tensor(*api_, {B, N, D});
-      output.object = py::none(), call.memories = memories.data;
-    }
+    const NewTensor memories = flat_      ? sequence ? new_tensor(*api_, {B, T, N * D}) : new_tensor(*api_, {B, N * D})
+                               : sequence ? new_tensor(*api_, {B, T, N, D})
+                                          : new_tensor(*api_, {B, N, D});
+    const NewTensor final_memory = new_tensor(*api_, {B, N, D});
+    if (!memories.object || !final_memory.object) return py::none();
     const bool large = B * N >= large_;
     call.x = in.begin(), call.memory = from.begin();
+    call.memories = memories.data, call.final_memory = final_memory.data;
     call.params = addresses_.data();
     call.threads = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(get_num_threads_)).cast<int>();
     if (frozen->open() && !frozen->weights[large]) {
@@ -121,14 +121,14 @@ class BoundCell {
       const StepClock clock;
       cells_[large]->run(call, frozen->weights[large]);
     }
-    if (flat_ && !float32_) output.object = output.object.attr("to")(x.attr("dtype"));
-    return py::make_tuple(output.object, memories.object);
+    const bool convert = flat_ && !float32_;
+    return py::make_tuple(convert ? memories.object.attr("to")(x.attr("dtype")) : memories.object, final_memory.object);
   }
 
  private:
   bool plain(const py::object& tensor) const {
     const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()));
-    for (py::handle known : types_) {
+    for (py::handle known : plain_types_) {
       if (known.ptr() == type) return true;
     }
     return false;
@@ -143,28 +143,34 @@ class BoundCell {
     frozen_ = std::move(frozen);
   }
 
-  bool holds() {
+  // What there is of frozen weights, null where something is not as it was.
+  std::shared_ptr<Frozen> holds() {
     for (Places& places : places_) {
-      if (!places.holds()) return false;
+      if (!places.holds()) return nullptr;
     }
     for (PyObject* dictionary : empty_) {
-      if (PyDict_GET_SIZE(dictionary) != 0) return false;
+      if (PyDict_GET_SIZE(dictionary) != 0) return nullptr;
+    }
+    for (const Type& type : types_) {
+      if (!type.holds()) return nullptr;
     }
     for (const Attribute& attribute : attributes_) {
-      if (!attribute.holds()) return false;
+      if (!attribute.holds()) return nullptr;
     }
     for (const Question& question : questions_) {
-      if (!question.holds()) return false;
+      if (!question.holds()) return nullptr;
     }
     if (!Place(change_[0], change_[1], frozen_->change).holds()) look();
-    if (!frozen_->open()) {  // read are packed weights, or float32
-      return float32_ && std::all_of(params_.begin(), params_.end(), [&](const auto& p) { return p.holds(*api_); });
+    const std::shared_ptr<Frozen> frozen = frozen_;  // another thread may look meanwhile
+    if (!frozen->open()) {                           // read are packed weights, or float32
+      const bool same = std::all_of(params_.begin(), params_.end(), [&](const auto& p) { return p.holds(*api_); });
+      return float32_ && same ? frozen : nullptr;
     }
     for (size_t i = 0; i < params_.size(); i++) {
-      PyObject* const version = PyTuple_GET_ITEM(frozen_->versions.ptr(), static_cast<Py_ssize_t>(i));
-      if (!params_[i].lies_there(data_ptr_) || !params_[i].has_version(*version_, version)) return false;
+      PyObject* const version = PyTuple_GET_ITEM(frozen->versions.ptr(), static_cast<Py_ssize_t>(i));
+      if (!params_[i].lies_there(data_ptr_) || !params_[i].has_version(*version_, version)) return nullptr;
     }
-    return true;
+    return frozen;
   }
 
   bool on_cpu(const py::object& tensor, DLTensor& out) const {
@@ -183,9 +189,11 @@ class BoundCell {
   std::vector<Places> places_;
   std::vector<PyObject*> empty_;  // dictionaries
   std::vector<Question> questions_;
+  std::vector<Type> types_;
   std::vector<Attribute> attributes_;
   TensorMethod is_neg_, data_ptr_;
-  py::tuple types_, cell_objects_;
+  PyObject* owner_;
+  py::tuple plain_types_, cell_objects_;
   std::vector<const Cell*> cells_;
   int64_t large_;  // memory rows from which on the second cell is run
   bool matrix_, flat_;
@@ -201,10 +209,10 @@ constexpr const char* kBoundCell = "BoundCell";
 // A plain C function: pybind11's way to one takes 0.3 us more.
 PyObject* call_step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   try {
-    if (count != 3) throw py::type_error("step: takes x, memory, sequence");
+    if (count != 4) throw py::type_error("step: takes owner, x, memory, sequence");
     auto* bound = static_cast<BoundCell*>(PyCapsule_GetPointer(self, kBoundCell));
     const auto given = [&](int i) { return py::reinterpret_borrow<py::object>(arguments[i]); };
-    return bound->step(given(0), given(1), arguments[2] == Py_True).release().ptr();
+    return bound->step(given(0), given(1), given(2), arguments[3] == Py_True).release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (const py::builtin_exception& error) {

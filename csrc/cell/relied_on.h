@@ -90,20 +90,28 @@ class Question {
   PyObject *function_, *answer_;
 };
 
-// object is of this very type, and name is this attribute of that.
-class Attribute {
+// object is of this very type.
+class Type {
  public:
-  explicit Attribute(const py::tuple& of)
-      : object_(of[0].ptr()), type_(of[1].ptr()), name_(of[2].ptr()), value_(of[3].ptr()) {
-    if (!PyType_Check(type_)) throw py::type_error("attributes: takes (object, type, name, value)");
+  explicit Type(const py::tuple& of) : object_(of[0].ptr()), type_(of[1].ptr()) {
+    if (!PyType_Check(type_)) throw py::type_error("types: takes (object, type)");
   }
-  bool holds() const {
-    auto* type = reinterpret_cast<PyTypeObject*>(type_);
-    return Py_IS_TYPE(object_, type) && _PyType_Lookup(type, name_) == value_;
-  }
+  bool holds() const { return Py_IS_TYPE(object_, reinterpret_cast<PyTypeObject*>(type_)); }
 
  private:
-  PyObject *object_, *type_, *name_, *value_;
+  PyObject *object_, *type_;
+};
+
+// type.name is value, as found in the type or what it inherits from.
+class Attribute {
+ public:
+  explicit Attribute(const py::tuple& of) : type_(of[0].ptr()), name_(of[1].ptr()), value_(of[2].ptr()) {
+    if (!PyType_Check(type_)) throw py::type_error("attributes: takes (type, name, value)");
+  }
+  bool holds() const { return _PyType_Lookup(reinterpret_cast<PyTypeObject*>(type_), name_) == value_; }
+
+ private:
+  PyObject *type_, *name_, *value_;
 };
 
 // A method of tensors that takes nothing, to be called without being looked up.
@@ -145,7 +153,11 @@ class Parameter {
   }
   // Enough of a parameter that was packed and is not read again, as `FrozenWeights.check` has it. To ask for the
   // address alone takes 0.08 us, to borrow 0.1.
-  bool lies_there(const TensorMethod& data_ptr) const { return PyLong_AsVoidPtr(data_ptr(tensor_).ptr()) == data_; }
+  bool lies_there(const TensorMethod& data_ptr) const {
+    const void* address = PyLong_AsVoidPtr(data_ptr(tensor_).ptr());
+    if (!address) PyErr_Clear();
+    return address == data_;
+  }
   // `attribute` is that of Tensor._version: to look it up takes longer than to call it.
   bool has_version(const PyGetSetDef& attribute, PyObject* version) const {
     if (version == Py_None) return true;  // of an inference tensor, which has none

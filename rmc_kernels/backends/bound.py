@@ -22,14 +22,16 @@ from rmc_kernels.spec import CellSpec
 
 #: (dictionary, key, value): where a module or a parameter was found; (dictionary, key): where nothing was.
 Place = tuple[dict[str, Any], str, Any] | tuple[dict[str, Any], str]
-#: (object, type, name, value): its very type, and what the name is in that.
-Attribute = tuple[object, type, str, object]
+#: (type, name, value): what the name is in a type.
+Attribute = tuple[type, str, object]
 #: torch's table of C functions that tell a tensor's address and layout; torch has it from 2.10 on.
 _TENSORS = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 #: No autocast of any device: a third of the time of `torch.is_autocast_enabled("cpu")`, 0.3 us of a step.
 _NO_AUTOCAST = (torch._C._is_any_autocast_enabled, False)
+#: No mode that is shown each function of torch: it would be shown those that are asked about every parameter.
+_NO_MODE = (torch._C._len_torch_function_stack, 0)
 #: (function, answer) where nothing but values is wanted.
-_INFERENCE = ((torch.is_grad_enabled, False), _NO_AUTOCAST, *UNWATCHED)
+_INFERENCE = ((torch.is_grad_enabled, False), _NO_AUTOCAST, _NO_MODE, *UNWATCHED)
 #: The value of `forward_ad._current_level` outside of forward-mode differentiation.
 _NO_LEVEL = -1
 
@@ -38,14 +40,18 @@ class Surroundings(NamedTuple):
     """What a layer's calls rely on; where it changes, a call takes the ordinary way and the layer is bound anew.
 
     Attributes:
+        owner: the layer; a copy of it is another.
         places: where every module, parameter and option was found.
-        attributes: objects of whose types something was used.
+        types: (object, its very type).
+        attributes: of those and other types.
         empty: dictionaries that hold nothing.
         flat: whether the output is the memories with their last two axes flattened.
         direct: whether a call of the layer is one of its `forward` and no more, and `flat`; the rest sees to that.
     """
 
+    owner: object
     places: tuple[Place, ...]
+    types: tuple[tuple[object, type], ...]
     attributes: tuple[Attribute, ...]
     empty: tuple[dict[Any, Any], ...]
     flat: bool
@@ -56,16 +62,17 @@ class BoundLayer:
     """The parameters of a layer that the C++ backend serves, and all that a call relies on. Made by `bind`.
 
     Attributes:
-        direct: see `Surroundings`.
-        step: (x, memory, sequence) -> output in x's dtype and the final memory where `Surroundings.flat`, else None
-            and the memories: [B, T, N, D] for x [B, T, I] if `sequence`, else [B, N, D] for x [B, I], x with a row
-            axis before I in matrix mode. None where the ordinary way is to serve or refuse the call. Every tensor has
-            memory of its own. It does not ask whether torch.compile is tracing.
+        flat, direct: see `Surroundings`.
+        step: (owner, x, memory, sequence) -> the memories, [B, T, N, D] for x [B, T, I] if `sequence`, else [B, N, D]
+            for x [B, I], x with a row axis before I in matrix mode, or where `flat` the output in x's dtype; and the
+            final memory. Each has memory of its own. None where the ordinary way is to serve or refuse the call. It
+            does not ask whether torch.compile is tracing.
     """
 
     def __init__(self, backend: cpu.CpuBackend, spec: CellSpec, params: Sequence[Tensor], around: Surroundings) -> None:
         self._borrowed: dict[str, object] = {
             "api": _TENSORS,
+            "owner": around.owner,
             "params": tuple(params),
             "places": (
                 *around.places,
@@ -74,8 +81,9 @@ class BoundLayer:
             ),
             "empty": around.empty,
             "questions": _INFERENCE,
+            "types": around.types,
             "attributes": around.attributes,
-            "types": tuple(PLAIN_TYPES),
+            "plain_types": tuple(PLAIN_TYPES),
             "cells": tuple(cpu.cell(spec, *kernels) for kernels in backend.kernels(params[0].dtype)),
             "large": cpu.AMX_ROWS,
             "matrix": spec.input_rows is not None,
@@ -87,7 +95,7 @@ class BoundLayer:
             "look": partial(_frozen, tuple(params)),
             "get_num_threads": torch.get_num_threads,
         }
-        self.direct = around.direct
+        self.flat, self.direct = around.flat, around.direct
         self.step = cpu.bound_step(self._borrowed)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:

@@ -80,7 +80,7 @@ def cell(spec: CellSpec, precision: str, isa: str) -> Any:
     return _C.Cell(config, precision, isa)
 
 
-def bound_step(config: dict[str, object]) -> Callable[[object, object, bool], Any]:
+def bound_step(config: dict[str, object]) -> Callable[[object, object, object, bool], Any]:
     """The step of a cell bound to parameters; it borrows what is in `config`, see `bound.BoundLayer`.
 
     Raises:

@@ -80,8 +80,9 @@ change = object()
 def frozen_weights(params: Sequence[Tensor]) -> Iterator[None]:
     """Packs `params` (in the order of `spec.parameter_names`) once for all calls inside the block.
 
-    A change to one of them that torch's version counter sees raises at the next call; one that it does not see (a fused
-    optimizer, `.data`) goes unnoticed: leave the block before training on.
+    A change to one of them that torch's version counter sees raises at the next call, and so does `.data` that lies
+    elsewhere; what neither tells (a fused optimizer, a write through `.data`, another view of the same memory) goes
+    unnoticed: leave the block before training on.
     """
     global frozen_blocks, change
     block = FrozenWeights(params)

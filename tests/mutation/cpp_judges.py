@@ -141,10 +141,10 @@ class _Watched:
 
 def _cpp_bound(backend: backends.Backend, case: Case, exact: dict[str, Tensor]) -> None:
     """Output and final memory of a bound layer that is asked for nothing else."""
-    around = backends.Surroundings((), (), (), flat=True, direct=False)
+    around = backends.Surroundings(None, (), (), (), (), flat=True, direct=False)
     bound = backends.BoundLayer(cast(backends.CpuBackend, backend), case.spec, case.call().params, around)
     with torch.no_grad():
-        output, final = bound.step(case.x, case.memory, True)
+        output, final = bound.step(None, case.x, case.memory, True)
     compare(output, exact["memories"].flatten(2), TOLERANCE, "bound")
     compare(final, exact["memories"][:, -1], TOLERANCE, "bound, final memory")
 
