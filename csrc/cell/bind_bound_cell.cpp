@@ -103,10 +103,10 @@ class BoundCell {
     const py::object rows = read(float32_ ? x : x.attr("float")(), in), start = read(memory, from);
     if (!rows || !start) return py::none();
     const int64_t B = call.batch, T = call.steps;
-    const NewTensor memories = flat_      ? sequence ? new_tensor(*api_, {B, T, N * D}) : new_tensor(*api_, {B, N * D})
-                               : sequence ? new_tensor(*api_, {B, T, N, D})
-                                          : new_tensor(*api_, {B, N, D});
-    const NewTensor final_memory = new_tensor(*api_, {B, N, D});
+    const auto of_steps = [&](auto... sizes) {
+      return sequence ? new_tensor(*api_, {B, T, sizes...}) : new_tensor(*api_, {B, sizes...});
+    };
+    const NewTensor memories = flat_ ? of_steps(N * D) : of_steps(N, D), final_memory = new_tensor(*api_, {B, N, D});
     if (!memories.object || !final_memory.object) return py::none();
     const bool large = B * N >= large_;
     call.x = in.begin(), call.memory = from.begin();
