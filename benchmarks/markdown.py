@@ -60,7 +60,7 @@ def one_thread(result: SuiteResult) -> str:
             )
         )
     head = ("case", "eager µs/step", "`cpu` µs/step", "best", "x eager", "% of FMA peak", "x bound", "LSTM µs/step")
-    return _table((*head, "eager peak MB", "`cpu` peak MB"), rows)
+    return table((*head, "eager peak MB", "`cpu` peak MB"), rows)
 
 
 def threads(result: SuiteResult) -> str:
@@ -82,7 +82,7 @@ def threads(result: SuiteResult) -> str:
             )
         )
     head = ("case", "threads", "eager on them, x eager", "`cpu` on them, x eager", "`cpu` on them, x itself on one")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def side_by_side(result: SuiteResult) -> str:
@@ -107,7 +107,7 @@ def side_by_side(result: SuiteResult) -> str:
             "model", "parameters", f"µs/step at T={steps}", "MFLOP/step", "peak MB",
             "slope of time", "of FLOPs", "of memory",
         )  # fmt: skip
-        parts.append(f"{setting}, T to {steps}:\n\n{_table(head, rows)}")
+        parts.append(f"{setting}, T to {steps}:\n\n{table(head, rows)}")
     return "\n\n".join(parts) or NOTHING
 
 
@@ -120,7 +120,7 @@ def slopes(result: SuiteResult) -> str:
                 sizes = f"{axis} = {', '.join(str(point.size) for point in curve.points)}"
                 growth = (_slopes(curve, quantity) for quantity in ("seconds", "flops", "peak_bytes"))
                 rows.append((f"{sizes} ({setting})", curve.contestant, *growth))
-    return _table(("sizes", "model", "slope of time", "of FLOPs", "of memory"), rows)
+    return table(("sizes", "model", "slope of time", "of FLOPs", "of memory"), rows)
 
 
 def losses(result: SuiteResult) -> str:
@@ -147,7 +147,7 @@ def losses(result: SuiteResult) -> str:
             )
         )
     head = ("against", "cases", "`cpu` slower in", "at worst by", "median: their time over ours", "at best faster by")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def headline(result: SuiteResult) -> str:
@@ -161,7 +161,7 @@ def headline(result: SuiteResult) -> str:
     order = sorted(sizes, key=lambda name: -max(spread.median for spread in sizes[name].values()))
     modes = ("forward", "forward+backward")
     rows = [(name, *(_ratio(sizes[name].get(mode), " x") for mode in modes)) for name in order]
-    return _table(("", "forward", "forward + backward"), rows)
+    return table(("", "forward", "forward + backward"), rows)
 
 
 def targets(result: SuiteResult) -> str:
@@ -175,7 +175,7 @@ def targets(result: SuiteResult) -> str:
             shown = target.measure.shown.format
             aim = "" if target.aim is None else shown(target.aim)
             rows.append((target.case.name, shown(target.least), aim, shown(value), target.verdict(value)))
-    return _table(("case", "target", "aim", "this run", "which is"), rows)
+    return table(("case", "target", "aim", "this run", "which is"), rows)
 
 
 #: Name in a marker -> what stands there.
@@ -239,6 +239,8 @@ def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.1f}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
+    """A table; its last `numbers` columns are flush right."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) if lines else NOTHING
+    rule = "|---" * (len(head) - numbers) + "|---:" * numbers + "|"
+    return "\n".join([f"| {' | '.join(head)} |", rule, *lines]) if lines else NOTHING

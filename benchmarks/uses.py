@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rmc_kernels import RelationalMemory, RelationalMemoryCell
 from rmc_kernels.backends import cpu
 from rmc_kernels.benchmarks import eager, timing
+from rmc_kernels.benchmarks.markdown import table
 from rmc_kernels.benchmarks.models import equal_hidden_size
 from rmc_kernels.spec import CellSpec
 
@@ -219,18 +220,14 @@ def markdown(figures: Iterable[Figure]) -> str:
         if rows:
             besides = any(figure.besides is not None for figure in rows)
             titles = ["case", "contestant", "us a call", use.ratio, *["us outside of the kernel"] * besides]
-            lines += [f"### {use.title}", "", _row(titles), "|---|---|" + "---:|" * (len(titles) - 2)]
-            lines += [_row(_cells(figure)[: len(titles)]) for figure in rows] + [""]
+            cells = [_cells(figure)[: len(titles)] for figure in rows]
+            lines += [f"### {use.title}", "", table(titles, cells, numbers=len(titles) - 2), ""]
     return "\n".join(lines)
 
 
 def _cells(figure: Figure) -> list[str]:
     besides = "" if figure.besides is None else f"{figure.besides * 1e6:.1f}"
     return [figure.case, figure.contestant, f"{figure.seconds * 1e6:.1f}", f"{figure.ratio:.2f}", besides]
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def within(text: str, figures: Iterable[Figure]) -> str:

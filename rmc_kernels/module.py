@@ -40,6 +40,7 @@ _INSTEAD = {
     "nonlinearity": "the cell's nonlinearities are part of its definition",
 }
 
+#: What C++ does in its place, which another `forward` of that class would not be.
 _READ = ReadHead.forward
 
 
@@ -282,7 +283,7 @@ class MemoryModule(nn.Module):
         if read:  # C++ does it
             rely_on(vars(head), "kind", head.kind)
             types.append((head, ReadHead))
-            attributes.append((ReadHead, "forward", _READ))
+            attributes += [(ReadHead, "forward", _READ), *read.attributes]
         called = direct(self) if read and own.forward is own._called else None
         if called:
             types.append((self, own))
@@ -292,7 +293,7 @@ class MemoryModule(nn.Module):
             owner=self,
             places=(*found.values(), *(place for part in both for place in part.places)),
             types=tuple(types),
-            attributes=(*attributes, *(both[0].attributes if both else ())),
+            attributes=tuple(attributes),
             empty=tuple({id(hooks): hooks for part in both for hooks in part.empty}.values()),
             flat=read is not None,
             direct=called is not None,
