@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from rmc_kernels import info
-from rmc_kernels.benchmarks.suite import run_suite
+from rmc_kernels.bench.suite import run_suite
 from rmc_kernels.tasks.comparison import compare, show_comparison
 from rmc_kernels.tasks.plots import plot_curves
 from rmc_kernels.tasks.presets import PRESETS

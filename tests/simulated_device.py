@@ -1,4 +1,4 @@
-"""A GPU for `rmc_kernels.benchmarks.gpu` where there is none: compiled kernels run in tests.ptxsim, on CPU tensors."""
+"""A GPU for `rmc_kernels.bench.gpu` where there is none: compiled kernels run in tests.ptxsim, on CPU tensors."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from rmc_kernels.benchmarks.gpu.device import Call, Results
-from rmc_kernels.benchmarks.memory import Order
-from rmc_kernels.benchmarks.timing import Call as Timed
-from rmc_kernels.benchmarks.timing import Clock, Reading
+from rmc_kernels.bench.gpu.device import Call, Results
+from rmc_kernels.bench.memory import Order
+from rmc_kernels.bench.timing import Call as Timed
+from rmc_kernels.bench.timing import Clock, Reading
 
 #: Time that a call is said to take, in seconds.
 NO_TIME = 1.0

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rmc_kernels.benchmarks import eager, timing, uses
-from rmc_kernels.benchmarks.command import bench
+from rmc_kernels.bench import eager, timing, uses
+from rmc_kernels.bench.command import bench
 from rmc_kernels.spec import CellSpec
 
 pytest.importorskip("rmc_kernels._C")

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 from rmc_kernels import CellSpec
 from rmc_kernels.backends import BACKENDS, Call
 from rmc_kernels.backends.reference import ReferenceBackend
-from rmc_kernels.benchmarks import ceilings, machine, markdown, profiling, report, timing, trial
-from rmc_kernels.benchmarks.cases import SUITES, Case, Group, Suite
-from rmc_kernels.benchmarks.command import bench
-from rmc_kernels.benchmarks.compare import Change, compare, interval
-from rmc_kernels.benchmarks.record import CaseResult, Figure
-from rmc_kernels.benchmarks.suite import SuiteResult, run_suite
-from rmc_kernels.benchmarks.targets import BOUND, TARGETS
+from rmc_kernels.bench import ceilings, machine, markdown, profiling, report, timing, trial
+from rmc_kernels.bench.cases import SUITES, Case, Group, Suite
+from rmc_kernels.bench.command import bench
+from rmc_kernels.bench.compare import Change, compare, interval
+from rmc_kernels.bench.record import CaseResult, Figure
+from rmc_kernels.bench.suite import SuiteResult, run_suite
+from rmc_kernels.bench.targets import BOUND, TARGETS
 from tests.bench_cases import BRIEF, SMALL, SMALL_TRAINING, figure
 
 ROUNDS = 30

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from rmc_kernels.benchmarks import growth, memory, plots, roofline
-from rmc_kernels.benchmarks.cases import BASE, MODELS, SUITES, Case, around
-from rmc_kernels.benchmarks.contestants import YARDSTICK, line_up
-from rmc_kernels.benchmarks.pace import LEAST, Pace
-from rmc_kernels.benchmarks.palette import LOOKS, looks
-from rmc_kernels.benchmarks.record import CaseResult, Figure
-from rmc_kernels.benchmarks.scaling import curves, slope
+from rmc_kernels.bench import growth, memory, plots, roofline
+from rmc_kernels.bench.cases import BASE, MODELS, SUITES, Case, around
+from rmc_kernels.bench.contestants import YARDSTICK, line_up
+from rmc_kernels.bench.pace import LEAST, Pace
+from rmc_kernels.bench.palette import LOOKS, looks
+from rmc_kernels.bench.record import CaseResult, Figure
+from rmc_kernels.bench.scaling import curves, slope
 from tests.bench_cases import SMALL, SMALL_TRAINING, figure
 
 

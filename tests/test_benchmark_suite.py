@@ -17,12 +17,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from rmc_kernels import backends
-from rmc_kernels.benchmarks import ceilings, contention, machine, parity, plots, suite, timing, trial
-from rmc_kernels.benchmarks.cases import SUITES, Case, Group, Suite
-from rmc_kernels.benchmarks.ceilings import Ceilings
-from rmc_kernels.benchmarks.command import bench
-from rmc_kernels.benchmarks.record import CaseResult, Figure, Spread
-from rmc_kernels.benchmarks.suite import SuiteResult, run_suite
+from rmc_kernels.bench import ceilings, contention, machine, parity, plots, suite, timing, trial
+from rmc_kernels.bench.cases import SUITES, Case, Group, Suite
+from rmc_kernels.bench.ceilings import Ceilings
+from rmc_kernels.bench.command import bench
+from rmc_kernels.bench.record import CaseResult, Figure, Spread
+from rmc_kernels.bench.suite import SuiteResult, run_suite
 from tests.bench_cases import BRIEF, QUIET, SMALL, SMALL_TRAINING, figure, run_small
 
 # -- timing ------------------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from rmc_kernels import CellSpec, reference
-from rmc_kernels.benchmarks import eager, machine, models, parity
-from rmc_kernels.benchmarks.cases import SPEED_TABLE, SUITES, Case
-from rmc_kernels.benchmarks.contestants import (
+from rmc_kernels.bench import eager, machine, models, parity
+from rmc_kernels.bench.cases import SPEED_TABLE, SUITES, Case
+from rmc_kernels.bench.contestants import (
     RIVALS,
     Bound,
     Contestant,
@@ -20,8 +20,8 @@ from rmc_kernels.benchmarks.contestants import (
     line_up,
     timed,
 )
-from rmc_kernels.benchmarks.problem import Problem, draw
-from rmc_kernels.benchmarks.suite import SuiteResult
+from rmc_kernels.bench.problem import Problem, draw
+from rmc_kernels.bench.suite import SuiteResult
 from tests.bench_cases import ALL_CASES, SMALL, SMALL_TRAINING, CountOps, run_small
 
 

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import backends
-from rmc_kernels.benchmarks import contestants, parity, trial
-from rmc_kernels.benchmarks.cases import Group
-from rmc_kernels.benchmarks.contestants import RIVALS
-from rmc_kernels.benchmarks.gpu import apart, device, report, runtime, stages
-from rmc_kernels.benchmarks.gpu.command import main
-from rmc_kernels.benchmarks.gpu.device import Call, Results
-from rmc_kernels.benchmarks.gpu.plan import Plan, full, tiny
+from rmc_kernels.bench import contestants, parity, trial
+from rmc_kernels.bench.cases import Group
+from rmc_kernels.bench.contestants import RIVALS
+from rmc_kernels.bench.gpu import apart, device, report, runtime, stages
+from rmc_kernels.bench.gpu.command import main
+from rmc_kernels.bench.gpu.device import Call, Results
+from rmc_kernels.bench.gpu.plan import Plan, full, tiny
 from rmc_kernels.spec import VARIANTS
 from rmc_kernels.verify import baseline
 from rmc_kernels.verify.cases import DTYPES
@@ -407,7 +407,7 @@ def test_an_unknown_stage_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 def test_no_library_of_a_terminal_is_needed() -> None:
     """No typer, rich or matplotlib, and no C++ extension."""
     absent = dict.fromkeys(("typer", "rich", "matplotlib", "rmc_kernels._C"))
-    code = f"import sys; sys.modules.update({absent}); import rmc_kernels.benchmarks.gpu.command"
+    code = f"import sys; sys.modules.update({absent}); import rmc_kernels.bench.gpu.command"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

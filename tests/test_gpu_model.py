@@ -16,8 +16,8 @@ if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None or t
 
 from rmc_kernels.backends.triton.activations import training_plan
 from rmc_kernels.backends.triton.kept import MARKS
-from rmc_kernels.benchmarks.contestants import bind_eager
-from rmc_kernels.benchmarks.problem import draw
+from rmc_kernels.bench.contestants import bind_eager
+from rmc_kernels.bench.problem import draw
 from tests.bench_cases import SMALL_TRAINING, CountOps
 from tests.gpu_model import machines, model
 from tests.gpu_model.counting import Counts, Key, count, load, sectors, wavefronts

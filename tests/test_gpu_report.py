@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from rmc_kernels import errors
-from rmc_kernels.benchmarks.gpu import apart, report, runtime, stages
-from rmc_kernels.benchmarks.gpu.command import main
-from rmc_kernels.benchmarks.record import CaseResult, Figure
+from rmc_kernels.bench.gpu import apart, report, runtime, stages
+from rmc_kernels.bench.gpu.command import main
+from rmc_kernels.bench.record import CaseResult, Figure
 from rmc_kernels.verify import check
 from rmc_kernels.verify.baseline import NO_YARDSTICK
 from tests.test_gpu_command import CPU, Plain, _plan, _report

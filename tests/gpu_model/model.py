@@ -11,8 +11,8 @@ import torch
 
 from rmc_kernels import CellSpec
 from rmc_kernels.backends.triton import tiles
-from rmc_kernels.benchmarks import eager
-from rmc_kernels.benchmarks.models import equal_hidden_size
+from rmc_kernels.bench import eager
+from rmc_kernels.bench.models import equal_hidden_size
 from tests.gpu_model import machines
 from tests.gpu_model.counting import HEADS, Counts, Key
 from tests.gpu_model.machines import Gpu

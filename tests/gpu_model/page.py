@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from rmc_kernels.benchmarks import eager
+from rmc_kernels.bench import eager
 from tests.gpu_model import machines, model
 from tests.gpu_model.counting import TARGET, Counts, Key
 from tests.gpu_model.machines import GPUS, Gpu
