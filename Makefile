@@ -33,7 +33,7 @@ CMAKE := $(VENV)/bin/cmake
 CXX_BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CMAKE) -S . -G Ninja
 SAY = @printf '\033[1m==> %s\033[0m\n'
 
-.PHONY: demo test interpret simulate mutate matrix model lint compatibility bench sanitize wheel clean setup site \
+.PHONY: demo test interpret simulate mutate matrix model lint compatibility bench sanitize wheel clean setup \
   gpu gpu-verify gpu-runtime gpu-forward gpu-training gpu-ready
 .DELETE_ON_ERROR:
 
@@ -82,12 +82,12 @@ bench: setup
 	$(SAY) "benchmark"
 	$(PY) -m rmc_kernels bench --suite full
 
-lint: setup site
+lint: setup
 	$(SAY) "ruff"
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(SAY) "mypy --strict"
-	cd build/site && "$(CURDIR)/$(VENV)/bin/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir ../mypy rmc_kernels tests examples setup.py
+	$(VENV)/bin/mypy
 	$(SAY) "clang-format"
 	$(VENV)/bin/clang-format --dry-run -Werror $(CSRC)
 	$(SAY) "csrc with -Werror"
@@ -116,22 +116,13 @@ $(VENV)/.extension: $(VENV)/.installed CMakeLists.txt $(CSRC)
 	$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
-# The package as a wheel lays it out, that is with benchmarks/ as rmc_kernels.benchmarks, made of links: for what must
-# see that layout without an installation. `python -m` searches the folder it is started from first.
-site:
-	@rm -rf build/site
-	@mkdir -p build/site/rmc_kernels
-	@ln -s "$(CURDIR)"/rmc_kernels/* "$(CURDIR)/benchmarks" build/site/rmc_kernels/
-	@ln -s "$(CURDIR)/tests" "$(CURDIR)/examples" "$(CURDIR)/setup.py" build/site/
-
 # ---- The GPU machine: nothing is installed there, and nothing fetched ------------------------------------------------
 
 RESULTS ?= benchmarks/results
 SECONDS ?= 420
 
-# A path to a Python is one from here, not from build/site.
-GPU = cd build/site && $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON)) -m rmc_kernels.benchmarks.gpu \
-  --out "$(abspath $(RESULTS))" --seconds $(SECONDS)
+# `python -m` searches this folder first: the package needs no installation.
+GPU = $(PYTHON) -m rmc_kernels.bench.gpu --out "$(RESULTS)" --seconds $(SECONDS)
 
 gpu: gpu-ready
 	$(GPU)
@@ -143,7 +134,6 @@ gpu-ready:
 	@$(PYTHON) -c 'import sys; from importlib.util import find_spec; \
 	find_spec("torch") or sys.exit("make gpu: $(PYTHON) has no torch; nothing was run"); import torch; \
 	torch.cuda.is_available() or sys.exit(f"make gpu: torch {torch.__version__} sees no GPU; nothing was run")'
-	@$(MAKE) --no-print-directory site
 
 # ---- Slower checks ---------------------------------------------------------------------------------------------------
 
