@@ -20,7 +20,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 @pytest.fixture(autouse=INTERPRETED)
 def strict_interpreter() -> Iterator[None]:
     """Nothing that a test runs may be a hazard."""
-    from tests.strict import strict
+    from tools.strict import strict
 
     with strict() as report:
         yield

@@ -33,7 +33,7 @@ from rmc_kernels.spec import VARIANTS
 from rmc_kernels.verify import baseline
 from rmc_kernels.verify.cases import DTYPES
 from tests.bench_cases import SMALL, SMALL_TRAINING
-from tests.simulated_device import NO_TIME, Simulated
+from tools.simulate.simulated_device import NO_TIME, Simulated
 
 ROOT = Path(__file__).parent.parent
 CPU = backends.BACKENDS["cpu"]
@@ -54,7 +54,7 @@ def _report(out: Path) -> tuple[dict[str, Any], str]:
     reason="for a process without a GPU that does not interpret",
 )
 def test_every_stage_in_the_simulator(tmp_path: Path) -> None:
-    from tests.simulated import simulated
+    from tools.simulate.simulated import simulated
 
     plan = tiny(["eager", "graph", "lstm"])
     fewest = dict.fromkeys(baseline.FEWEST_DRAWS, 4)

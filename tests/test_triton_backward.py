@@ -28,7 +28,7 @@ if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
     pytest.skip("runs under TRITON_INTERPRET=1, which `make test` sets", allow_module_level=True)
 
 from rmc_kernels.backends.triton import device, gradients, launch, tiles
-from tests.strict import Report, strict
+from tools.strict import Report, strict
 
 TRITON = backends.BACKENDS["triton"]
 SERVED = [name for name, spec in SPECS.items() if spec.variant != "l0sg"]

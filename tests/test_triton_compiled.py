@@ -28,8 +28,8 @@ from rmc_kernels.backends.triton.plan import Plan
 from rmc_kernels.backends.triton.plan import _source as source_of_plan
 from rmc_kernels.backends.triton.tiles import BACKWARD, TABLE, Tile
 from tests.cases import SPECS, draw
-from tests.compile_matrix import MEASURED, Job, compile_jobs, load, sample, worse
-from tests.offline import offline
+from tools.compile_matrix.matrix import MEASURED, Job, compile_jobs, load, sample, worse
+from tools.offline import offline
 
 TRITON = backends.BACKENDS["triton"]
 

@@ -28,7 +28,7 @@ import triton.language as tl
 
 from rmc_kernels.backends.triton import device, launch, tiles
 from rmc_kernels.backends.triton.device.tile import sigmoid, tanh
-from tests.strict import strict
+from tools.strict import strict
 
 TRITON = backends.BACKENDS["triton"]
 SERVED = [name for name, spec in SPECS.items() if spec.variant != "l0sg"]

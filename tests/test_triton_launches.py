@@ -24,7 +24,7 @@ from rmc_kernels import CellSpec, backends, explain, relational_memory
 from rmc_kernels.backends import Call
 from rmc_kernels.backends.triton import activations, gradients, launch
 from tests.cases import SPECS, Case, draw
-from tests.offline import offline
+from tools.offline import offline
 
 TRITON = backends.BACKENDS["triton"]
 #: One cell for each way through the launch code.

@@ -18,9 +18,9 @@ if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None or t
 
 from rmc_kernels import backends
 from rmc_kernels.backends.reference import unroll
-from tests import simulate
 from tests.cases import SPECS, draw
-from tests.simulated import simulated
+from tools.simulate import simulate
+from tools.simulate.simulated import simulated
 
 TRITON = backends.BACKENDS["triton"]
 
