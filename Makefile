@@ -5,14 +5,14 @@
 #   make interpret every test of the Triton kernels under the strict interpreter; `make test` has a part of them
 #   make simulate  every Triton kernel compiled, and its PTX run by the simulator, without a GPU; goes on where it stopped
 #   make mutate    mutants of every backend, judged by a part of the tests; goes on where it stopped
-#   make matrix    the Triton kernels compiled with every tile for every target, without a GPU; writes docs/compile-matrix.md
+#   make matrix    the Triton kernels compiled with every tile for every target, without a GPU; writes its page
 #   make lint      ruff, mypy --strict, clang-format, and csrc/ compiled with -Werror
 #   make compatibility  run the tests of users' habits and write docs/compatibility.md from what passed
 #   make bench     the full benchmark of this machine's CPU
 #   make gpu       on a GPU, offline, with the ambient Python (PYTHON=...) and its torch and triton: verify, runtime checks,
 #                  benchmarks, a report in RESULTS=..., SECONDS=... a stage; make gpu-verify, gpu-runtime, gpu-forward,
 #                  gpu-training: one stage, under 10 minutes each
-#   make model     what the Triton kernels should take on GPUs, by a model: writes docs/gpu-model.md
+#   make model     what the Triton kernels should take on GPUs, by a model: writes its page
 #   make sanitize  the C++ tests under the address, undefined behaviour and thread sanitizers
 #   make wheel     sdist and wheel in dist/
 #   make clean     remove what was built here; .venv stays
@@ -56,23 +56,23 @@ interpret: setup
 
 simulate: setup
 	$(SAY) "every Triton kernel compiled, and its PTX run by the simulator"
-	$(PY) -m tests.simulate
+	$(PY) -m tools.simulate
 
 mutate: setup
-	$(SAY) "every mutant of every backend, and every barrier; docs/mutation.md"
-	for part in reference cpp barriers triton triton_backward; do $(PY) -m tests.mutation $$part || exit 1; done
+	$(SAY) "every mutant of every backend, and every barrier"
+	for part in reference cpp barriers triton triton_backward; do $(PY) -m tools.mutation $$part || exit 1; done
 
 # What is known of the present sources is not compiled again. The table is measured with both triton versions.
 matrix: setup
 	$(SAY) "the compile matrix"
 	test -d build/triton-3.9.0 || $(PIP) install --no-deps --target build/triton-3.9.0 triton==3.9.0
-	TRITON_INTERPRET=1 $(PY) -m tests.traffic
-	$(PY) -m tests.matrix
-	PYTHONPATH=build/triton-3.9.0 $(PY) -m tests.matrix
+	TRITON_INTERPRET=1 $(PY) -m tools.compile_matrix.traffic
+	$(PY) -m tools.compile_matrix
+	PYTHONPATH=build/triton-3.9.0 $(PY) -m tools.compile_matrix
 
 model: setup
-	$(SAY) "docs/gpu-model.md"
-	$(PY) -m tests.gpu_model
+	$(SAY) "the model of the Triton kernels on GPUs"
+	$(PY) -m tools.gpu_model
 
 compatibility: setup
 	$(SAY) "docs/compatibility.md"

@@ -2,7 +2,7 @@
 
 The suite's tensors are tiny, and parity must not depend on how busy the machine is. `make test` runs what concerns
 Triton a second time under TRITON_INTERPRET=1, which holds for a whole process: there every kernel runs as
-`tests.strict` has it.
+`tools.strict` has it.
 """
 
 import os

@@ -64,7 +64,8 @@ def compare(old: SuiteResult, new: SuiteResult, threshold: float = 0.1) -> list[
     """What changed for this package's contestants that were timed in `old` and whose case is in `new`.
 
     Args:
-        old, new: of any suites; cases are matched by name.
+        old: a result of any suite.
+        new: another, whose cases are matched by name.
         threshold: the share by which a time may grow.
     """
     cases = {result.case.name: result for result in new.cases}

@@ -64,7 +64,8 @@ def run_case(
     """Check the contestants of one case, time those that are right in turn, then measure their memory.
 
     Args:
-        case, group: what is run, and how.
+        case: what is run.
+        group: how.
         backend_names: of this package, that take part.
         device: "cpu" or "cuda".
         load: load average before, where it is known.

@@ -1,9 +1,9 @@
 """`make matrix`: every Triton kernel compiled with every tile of the table for every target, without a GPU.
 
-    python -m tests.matrix [--target sm_90 ...] [--kernel forward ...] [--sample] [--page]
+    python -m tools.compile_matrix [--target sm_90 ...] [--kernel forward ...] [--sample] [--page]
 
-Compiles what `compile_matrix.json` does not have of these sources and this triton, adds it there, and writes
-docs/compile-matrix.md from all of it; `--sample` takes only what CI compiles anew, `--page` nothing. Exit code 1 where
+Compiles what `matrix.json` does not have of these sources and this triton, adds it there, and writes
+compile-matrix.md from all of it; `--sample` takes only what CI compiles anew, `--page` nothing. Exit code 1 where
 a tile does not compile, does not fit the target's shared memory, or spills registers in an inner loop.
 """
 

@@ -1,4 +1,4 @@
-"""docs/compile-matrix.md from the results of `tests.compile_matrix`."""
+"""compile-matrix.md from the results of `matrix`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tools.compile_matrix.matrix import KERNELS, TABLES, WIDEST, Results, job_of
 from tools.compile_matrix.traffic import SLOTS, Line
 from tools.offline import TARGETS
 
-PAGE = Path(__file__).parents[1] / "docs" / "compile-matrix.md"
+PAGE = Path(__file__).with_name("compile-matrix.md")
 
 _INTRODUCTION = """# What the Triton kernels use
 
-Written by `make matrix` from [compile_matrix.json](../tests/compile_matrix.json); no GPU was there, and no number of
+Written by `make matrix` from [matrix.json](matrix.json); no GPU was there, and no number of
 registers is a speed. Every tile of the table, compiled for every target: the `sonnet` cell of 8 slots and 4 heads at
 the entry's widest D (where it has no bound 512, in float32 128), with lengths and resets, which take a few registers.
 
@@ -32,10 +32,11 @@ the entry's widest D (where it has no bound 512, in float32 128), with lengths a
 _TRAFFIC = """
 ## Traffic
 
-KiB that one program loads and stores in one step, counted by the strict interpreter (`python -m tests.traffic`): every
-element that a load or store of the source names, masked ones left out, with lengths and resets. That is what the
-kernel asks for; how much of it caches serve, and what the compiler keeps in registers, is not known without a GPU.
-Weights are loaded once a program and step. The last column is the sum for one batch element of 8 slots.
+KiB that one program loads and stores in one step, counted by the strict interpreter
+(`python -m tools.compile_matrix.traffic`): every element that a load or store of the source names, masked ones left
+out, with lengths and resets. That is what the kernel asks for; how much of it caches serve, and what the compiler keeps
+in registers, is not known without a GPU. Weights are loaded once a program and step. The last column is the sum for one
+batch element of 8 slots.
 
 """
 _COLUMNS = ("kernel", "target", "triton", "registers", "spilled", "of them inner", "shared", "products", "barriers")

@@ -1,8 +1,8 @@
 """Bytes that a program of each Triton kernel loads and stores in a step, counted by the strict interpreter.
 
-    TRITON_INTERPRET=1 python -m tests.traffic
+    TRITON_INTERPRET=1 python -m tools.compile_matrix.traffic
 
-`make matrix` runs it. Writes traffic.json, from which docs/compile-matrix.md has its table; nothing that is counted
+`make matrix` runs it. Writes traffic.json, from which compile-matrix.md has its table; nothing that is counted
 depends on the target.
 """
 

@@ -1,4 +1,4 @@
-"""`make model`: count what is missing of the present kernel, and write docs/gpu-model.md."""
+"""`make model`: count what is missing of the present kernel, and write gpu-model.md."""
 
 from __future__ import annotations
 

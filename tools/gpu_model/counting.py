@@ -189,7 +189,7 @@ def count(key: Key) -> Counts:
     for steps in (1,) if key.kernel == "recompute" else (1, 3):
         found = launch_of(key, steps)
         program, traffic = _Traced(found.file("ptx").read_text()), _Traffic()
-        with patch("tests.ptxsim.machine.Memory", traffic.memory):
+        with patch("tools.ptxsim.machine.Memory", traffic.memory):
             simulate(program, found.grid, found.arguments, warps=found.metadata.num_warps, shared=found.metadata.shared)
         runs.append(_run(program, traffic, found.metadata.num_warps))
     usage = found.usage()

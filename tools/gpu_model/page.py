@@ -1,4 +1,4 @@
-"""docs/gpu-model.md: template.md, filled from what was counted."""
+"""gpu-model.md: template.md, filled from what was counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tools.gpu_model.counting import TARGET, Counts, Key
 from tools.gpu_model.machines import GPUS, Gpu
 from tools.gpu_model.model import Fused, Row, row, sizes, training, training_sizes
 
-PAGE = Path(__file__).parents[2] / "docs" / "gpu-model.md"
+PAGE = Path(__file__).with_name("gpu-model.md")
 TEMPLATE = Path(__file__).with_name("template.md")
 RIVALS = ("eager in a graph", "cuDNN LSTM")
 SCHEDULES = ("cooperative", "phases in a graph")

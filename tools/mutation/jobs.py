@@ -84,9 +84,8 @@ def python(part: str, folder: Path) -> list[Job]:
         importlib.import_module("triton")
         importlib.import_module("torch._inductor.config")  # by deterministic algorithms: 1.2 s of 1.7 of each fork
     importlib.import_module("torch").set_num_threads(1)
-    for name in ("rmc_kernels", "tests"):
+    for name in ("rmc_kernels", "tests", "tools"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
 
     def judge(file: str, source: str) -> str:
         before = (ROOT / file).read_text()
@@ -102,11 +101,11 @@ def _judge_python(part: str, folder: Path) -> str:
     """In a process of its own: import the copy, and judge it."""
     sys.dont_write_bytecode = True
     os.chdir(folder)
-    for name in [name for name in sys.modules if name.split(".")[0] in ("rmc_kernels", "tests")]:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("rmc_kernels", "tests", "tools")]:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
-    judges = importlib.import_module("tests.mutation.judges")
-    of_part = importlib.import_module("tests.mutation.triton_judges") if part.startswith("triton") else judges
+    judges = importlib.import_module("tools.mutation.judges")
+    of_part = importlib.import_module("tools.mutation.triton_judges") if part.startswith("triton") else judges
     return str(judges.verdict(getattr(of_part, part)))
 
 

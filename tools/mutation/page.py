@@ -1,4 +1,4 @@
-"""docs/mutation.md: its tables, from the results that are kept and the reasons that were found for survivors."""
+"""mutation.md: its tables, from the results that are kept and the reasons that were found for survivors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypedDict
 from tools.mutation import results
 from tools.mutation.mutant import SURVIVED
 
-PAGE = Path(__file__).parents[2] / "docs/mutation.md"
+PAGE = Path(__file__).with_name("mutation.md")
 #: Why each survivor is one.
 REASONS = Path(__file__).parent / "survivors.json"
 _BLOCK = re.compile(r"(<!-- mutation (\w+) -->\n).*?(<!-- /mutation -->)", re.S)

@@ -11,7 +11,7 @@ from typing import TypedDict
 from tools.mutation.jobs import ROOT, Job
 from tools.mutation.mutant import SURVIVED
 
-#: The summary: part -> what was found. `docs/mutation.md` is made from it.
+#: The summary: part -> what was found. `mutation.md` is made from it.
 RESULTS = Path(__file__).parent / "results.json"
 #: Kinds of outcomes of mutants that were not killed.
 LEFT = (SURVIVED, "doubled", "spare")

@@ -3,7 +3,7 @@
     report = launch(Program(ptx), (programs, 1, 1), [x, y, n], warps=4, schedule="warp", seed=1)   # CPU tensors
     assert not report.races
 
-`tests.simulated` hands it what Triton launches.
+`tools.simulate.simulated` hands it what Triton launches.
 
 Right numbers, and what a GPU would punish: accesses out of bounds or misaligned, data races between warps and between
 programs, reads of shared memory that nobody wrote (NaN), warp instructions that a part of a warp executes, deadlocks,

@@ -1,6 +1,6 @@
-"""`make simulate`: every compiled Triton kernel run by `tests.ptxsim`, and what came of it kept.
+"""`make simulate`: every compiled Triton kernel run by `tools.ptxsim`, and what came of it kept.
 
-    python -m tests.simulate [--minutes 60]
+    python -m tools.simulate [--minutes 60]
 
 Runs the cells that `simulate.json` does not have of these sources and this triton, in an order in which the first
 ones are of every kind. Exit code 1 where one is wrong or has a race.
@@ -36,7 +36,7 @@ from tools.simulate.simulated import simulated
 
 RESULTS = Path(__file__).with_suffix(".json")
 #: What of it has a table between these markers.
-PAGE = Path(__file__).parents[1] / "docs" / "triton-backend.md"
+PAGE = Path(__file__).parents[2] / "docs" / "triton-backend.md"
 _BEGIN, _END = "<!-- simulated -->\n", "<!-- /simulated -->"
 TRITON = backends.BACKENDS["triton"]
 SERVED = [name for name, spec in SPECS.items() if spec.variant != "l0sg"]
@@ -205,7 +205,3 @@ def outcome(cell: Cell) -> dict[str, object]:
     except Exception as error:  # whatever may be wrong with a kernel, or with the simulator
         return {"outcome": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     return {"outcome": "right", **vars(work), "seconds": round(time.process_time() - start, 1)}
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Triton's launches on CPU tensors, compiled for a GPU and run by `tests.ptxsim`; and what a run of a cell has to meet.
+"""Triton's launches on CPU tensors, compiled for a GPU and run by `tools.ptxsim`; and what a run of a cell has to meet.
 
 with simulated("sm_80", schedule="warp", seed=1) as reports:
     kernel[grid](...)

@@ -1,4 +1,4 @@
-"""A GPU for `rmc_kernels.bench.gpu` where there is none: compiled kernels run in tests.ptxsim, on CPU tensors."""
+"""A GPU for `rmc_kernels.bench.gpu` where there is none: compiled kernels run in tools.ptxsim, on CPU tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NO_TIME = 1.0
 
 
 class Simulated:
-    """See `Device`; to be used within `tests.simulated.simulated`."""
+    """See `Device`; to be used within `simulated`."""
 
     name = "cpu"
     backend = "triton"

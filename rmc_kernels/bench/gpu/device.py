@@ -43,10 +43,7 @@ class Device(Protocol):
     Attributes:
         name: of the torch device.
         backend: that is looked at.
-        title: for the report.
-        stood_in: what something else stands in for, a line each; empty on a GPU.
         alone: whether jobs run in this process, one after the other.
-        meter: of memory.
     """
 
     name: str
@@ -54,13 +51,16 @@ class Device(Protocol):
     alone: bool
 
     @property
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """For the report."""
 
     @property
-    def stood_in(self) -> tuple[str, ...]: ...
+    def stood_in(self) -> tuple[str, ...]:
+        """What something else stands in for, a line each; empty on a GPU."""
 
     @property
-    def meter(self) -> Meter: ...
+    def meter(self) -> Meter:
+        """Of memory."""
 
     def missing(self) -> str | None:
         """Why nothing can run here, or None."""

@@ -40,7 +40,7 @@ def test_the_page_is_that_of_the_results() -> None:
 def test_results_are_kept_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load()
     path = tmp_path / "results.json"
-    monkeypatch.setattr("tests.compile_matrix.RESULTS", path)
+    monkeypatch.setattr("tools.compile_matrix.matrix.RESULTS", path)
     stale = next(iter(before))
     save(before | {replace(stale, width=stale.width + 1): before[stale]})
     assert load() == before, "a tile that the table does not have is dropped"

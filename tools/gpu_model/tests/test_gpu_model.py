@@ -1,4 +1,4 @@
-"""The model of docs/gpu-model.md on counts small enough to do by hand, and the page on what is committed."""
+"""The model of gpu-model.md on counts small enough to do by hand, and the page on what is committed."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_equal_changes_have_numbers() -> None:
 
 def test_the_page_is_made_of_the_results() -> None:
     text = page.PAGE.read_text()
-    assert page.render(text, results.read(), page.reasons()) == text, "run `python -m tests.mutation page`"
+    assert page.render(text, results.read(), page.reasons()) == text, "run `python -m tools.mutation page`"
 
 
 def test_every_survivor_has_one_reason_and_every_reason_a_survivor() -> None:
@@ -134,7 +134,7 @@ def test_every_function_has_its_turn() -> None:
 
 def outcomes(part: str, name: str) -> dict[str, str]:
     """What becomes of the mutants whose name has this, in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.mutation", part, "--only", name]
+    command = [sys.executable, "-W", "ignore", "-m", "tools.mutation", part, "--only", name]
     found = subprocess.run(command, cwd=page.PAGE.parents[1], capture_output=True, text=True, check=True).stdout
     pairs = (line.split(" | ", 1) for line in found.splitlines())
     return {key: outcome.split(":")[0] for outcome, key in pairs}

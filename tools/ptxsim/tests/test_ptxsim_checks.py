@@ -1,4 +1,4 @@
-"""What `tests.ptxsim` reports: races, accesses out of bounds, deadlocks, endless loops; on hand-written PTX."""
+"""What `tools.ptxsim` reports: races, accesses out of bounds, deadlocks, endless loops; on hand-written PTX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each instruction of `tests.ptxsim` on hand-written PTX, against Python's integers, torch and the PTX ISA."""
+"""Each instruction of `tools.ptxsim` on hand-written PTX, against Python's integers, torch and the PTX ISA."""
 
 from __future__ import annotations
 
