@@ -46,8 +46,8 @@ test: setup
 	$(SAY) "tests, and beside them those of the C++ kernels and of Triton under its interpreter"
 	@mkdir -p build
 	@(TRITON_INTERPRET=1 $(PY) -m pytest -q -k triton; interpreted=$$?; \
-	$(PY) -m pytest -q tests/test_cpu_*.py; exit $$((interpreted | $$?))) >build/beside.log 2>&1 & \
-	$(PY) -m pytest -q --ignore-glob='*/test_cpu_*'; others=$$?; wait $$!; beside=$$?; \
+	$(PY) -m pytest -q tests/cpu; exit $$((interpreted | $$?))) >build/beside.log 2>&1 & \
+	$(PY) -m pytest -q --ignore=tests/cpu; others=$$?; wait $$!; beside=$$?; \
 	cat build/beside.log; exit $$((others | beside))
 
 interpret: setup

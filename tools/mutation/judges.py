@@ -59,7 +59,7 @@ def reference() -> None:
     Raises:
         Killed: it differs.
     """
-    from tests import test_reference
+    from tests.core import test_reference
 
     for path in golden.files():
         vector = golden.load(path)

@@ -40,7 +40,7 @@ def triton() -> None:
     """
     for name, case in triton_cases().items():
         _interpreted(name, case, False)
-    from tests import test_triton_interpreted as tests
+    from tests.triton import test_triton_interpreted as tests
 
     for name, value in product(("sonnet", "matrix-blocks"), (torch.nan, torch.inf)):
         tests.test_what_is_not_finite_stays_in_its_batch_element(name, value)
@@ -66,7 +66,7 @@ def triton_backward() -> None:
     for number, (name, case) in enumerate(triton_cases().items()):
         for kept in (False, True) if number < 3 else (number % 2 > 0,):
             _interpreted(name, case, True, kept)
-    from tests import test_triton_backward as tests
+    from tests.triton import test_triton_backward as tests
 
     for name in ("sonnet", "textbook"):
         tests.test_what_is_not_finite_stays_in_its_batch_element(name)

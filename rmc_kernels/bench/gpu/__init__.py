@@ -8,5 +8,5 @@
     device (what of CUDA's run time the stages use) -> apart (processes) -> stages -> plan (how much) -> report
 
 A stage goes on past whatever fails, and ends with exit code 1 then. Each leaves its part of one JSON and Markdown
-report. tests/test_gpu_command.py runs the command in the PTX simulator.
+report. tests/bench/test_gpu_command.py runs the command in the PTX simulator.
 """

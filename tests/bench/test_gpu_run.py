@@ -17,8 +17,8 @@ import torch
 
 from rmc_kernels.bench import memory, models
 from rmc_kernels.bench.gpu import apart, device, stages
+from tests.bench.test_gpu_command import ROOT, Plain, _plan
 from tests.bench_cases import SMALL, SMALL_TRAINING
-from tests.test_gpu_command import ROOT, Plain, _plan
 
 
 def _job(name: str) -> str:

@@ -15,7 +15,7 @@ from tests.habits import BATCH, EVERY_BACKEND, EVERY_VARIANT, STEPS, close, inpu
 @pytest.fixture(scope="module")
 def example() -> dict[str, Any]:
     """The names of examples/recall_grid.py."""
-    return runpy.run_path(str(Path(__file__).parent.parent / "examples" / "recall_grid.py"))
+    return runpy.run_path(str(Path(__file__).parents[2] / "examples" / "recall_grid.py"))
 
 
 @pytest.mark.feature("RL: resets, step mode with carried memory")

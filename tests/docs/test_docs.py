@@ -17,7 +17,7 @@ from rmc_kernels.compat import l0sg, r2gen
 from tests import golden
 from tests.compatibility import Results
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n# ([^\n]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -122,7 +122,7 @@ def test_a_cell_says_what_passed_failed_and_did_not_run() -> None:
 def test_every_feature_has_its_row() -> None:
     """docs/compatibility.md is what `make compatibility` wrote since the last feature was added."""
     marks = re.compile(r"pytest\.mark\.feature\(\s*\"([^\"]+)\"")
-    sources = [path.read_text() for path in sorted((ROOT / "tests").glob("test_*.py"))]
+    sources = [path.read_text() for path in sorted((ROOT / "tests").rglob("test_*.py"))]
     features = {name for source in sources for name in marks.findall(source)}
     rows = re.findall(r"^\| ([^`|-][^|]*) \|", (ROOT / "docs" / "compatibility.md").read_text(), re.MULTILINE)
     assert len(features) > 10

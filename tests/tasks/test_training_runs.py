@@ -240,7 +240,7 @@ def run_command(folder: Path, steps: int, *launcher: str) -> list[Point]:
     arguments += ["--dropout", "0", "--schedule", "constant", "--steps", str(steps), "--resume", "--out", str(folder)]
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "rmc_kernels", *arguments], capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parent.parent, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+        cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     kept = History.read(folder / "lm-rmc-seed0.json")
@@ -264,7 +264,7 @@ def test_no_job_outlives_the_command_that_started_it(tmp_path: Path) -> None:
                 return curve.read_text()
         return since
 
-    with subprocess.Popen([*command, "--steps", "1000000"], cwd=Path(__file__).parent.parent) as running:
+    with subprocess.Popen([*command, "--steps", "1000000"], cwd=Path(__file__).parents[2]) as running:
         while not curve.exists() or len(curve.read_text().splitlines()) < 5:
             assert running.poll() is None
             time.sleep(0.1)
@@ -274,7 +274,7 @@ def test_no_job_outlives_the_command_that_started_it(tmp_path: Path) -> None:
         before = after
         assert len(after.splitlines()) < 100_000
     made = len(after.splitlines()) - 2
-    subprocess.run([*command, "--steps", str(made + 2)], cwd=Path(__file__).parent.parent, check=True, timeout=300)
+    subprocess.run([*command, "--steps", str(made + 2)], cwd=Path(__file__).parents[2], check=True, timeout=300)
     assert curve.read_text().startswith(after)
 
 

@@ -30,7 +30,7 @@ from rmc_kernels.tasks.results import BLOCK, fill, read_runs, results, table
 from rmc_kernels.tasks.sampling import continuation, sample
 from rmc_kernels.tasks.training import TrainingConfig
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SIZES = "--slots 2 --heads 2 --head-size 4 --embedding 8 --steps 2 --batch-size 6 --evaluation-examples 20"
 TINY = SIZES.split()
 OF_TASK = {

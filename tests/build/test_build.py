@@ -15,7 +15,7 @@ import pytest
 
 import rmc_kernels
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BUILD_DIR = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
 ISA_FILE = re.compile(r"_(avx2|avx512|avx512bf16|amx)\.cpp$")
 

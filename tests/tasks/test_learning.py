@@ -55,7 +55,7 @@ def test_the_next_character_of_python_is_foreseen(core: Core) -> None:
 
 
 def test_the_exercise_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "examples"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
     monkeypatch.delitem(sys.modules, "same_or_different", raising=False)
     from same_or_different import learn
 

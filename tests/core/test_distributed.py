@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from rmc_kernels.distributed import replicate_scalars
-from tests.distributed_script import CASES
+from tests.core.distributed_script import CASES
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 EVERY_CASE = pytest.mark.parametrize(("variant", "backend"), CASES)
@@ -25,8 +25,8 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     folder = tmp_path_factory.mktemp("distributed")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, "-m", "tests.distributed_script", str(folder)], capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parent.parent, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+        [*command, "-m", "tests.core.distributed_script", str(folder)], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, float] = json.loads((folder / "results.json").read_text())

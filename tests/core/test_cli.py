@@ -16,7 +16,7 @@ from rmc_kernels import CellSpec, __version__
 from rmc_kernels.backends import BACKENDS
 from rmc_kernels.cli import COMMANDS, main
 from rmc_kernels.verify import Case
-from tests.test_verify import WRONG
+from tests.verify.test_verify import WRONG
 
 CASE = Case(CellSpec.sonnet(5, 3, 4, 2), batch_size=8, steps=2, resets=True).as_json()
 Run = Callable[..., tuple[int, str]]

@@ -15,7 +15,7 @@ from rmc_kernels.bench.gpu.command import main
 from rmc_kernels.bench.record import CaseResult, Figure
 from rmc_kernels.verify import check
 from rmc_kernels.verify.baseline import NO_YARDSTICK
-from tests.test_gpu_command import CPU, Plain, _plan, _report
+from tests.bench.test_gpu_command import CPU, Plain, _plan, _report
 
 SILENT = stages.Listener(lambda line: None, lambda result: None)
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from rmc_kernels import CellSpec, RelationalMemory, RelationalMemoryCell
 from rmc_kernels.backends import weights
-from tests.test_step_mode import only_bound, ordinary, pytestmark, same, small_cell
+from tests.core.test_step_mode import only_bound, ordinary, pytestmark, same, small_cell
 
 assert pytestmark  # pytest reads it: the same needs
 

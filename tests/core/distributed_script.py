@@ -1,4 +1,4 @@
-"""Run by torchrun on two processes (tests/test_distributed.py): a training script, unwrapped and wrapped.
+"""Run by torchrun on two processes (tests/core/test_distributed.py): a training script, unwrapped and wrapped.
 
 Writes results.json into the folder argv[1]: {"what|variant|backend": largest relative difference to the unwrapped run}.
 """

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from rmc_kernels.backends.cpu import CpuBackend
 from rmc_kernels.spec import CellSpec
-
-from .cpu_cases import ISAS, REFERENCE, SPECS, everything, make, same_bits
+from tests.cpu_cases import ISAS, REFERENCE, SPECS, everything, make, same_bits
 
 # The first cannot be rounded to bf16, which the AMX split starts with; the second can.
 HUGE, LARGE = 3.4e38, 1e37

@@ -35,7 +35,7 @@ from rmc_kernels.verify.cases import DTYPES
 from tests.bench_cases import SMALL, SMALL_TRAINING
 from tools.simulate.simulated_device import NO_TIME, Simulated
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CPU = backends.BACKENDS["cpu"]
 LOOKS = (
     "the same bits 2 times", "the same bits 2 times, from NaN", "replayed as a CUDA graph",

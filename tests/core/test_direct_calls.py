@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rmc_kernels import ReadHead, RelationalMemory, RelationalMemoryCell
-from tests.test_step_mode import changed_cell_counts, only_bound, pytestmark, same, small_cell
+from tests.core.test_step_mode import changed_cell_counts, only_bound, pytestmark, same, small_cell
 
 assert pytestmark  # pytest reads it: the same needs
 

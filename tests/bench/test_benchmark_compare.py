@@ -293,7 +293,7 @@ def test_records_from_before_memory_was_measured_are_read() -> None:
 )
 def test_a_page_says_what_its_result_says(result: str, page: str) -> None:
     """After a new result: `rmc bench report benchmarks/results/RESULT.json PAGE`."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     text = (root / page).read_text(encoding="utf-8")
     stored = (root / "benchmarks" / "results" / f"{result}.json").read_text(encoding="utf-8")
     assert report.render(text, SuiteResult.from_json(stored)) == text
