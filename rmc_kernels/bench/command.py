@@ -14,10 +14,11 @@ from rmc_kernels.bench import compare as comparison
 from rmc_kernels.bench import profiling, report, uses
 from rmc_kernels.bench.cases import SUITES, Case
 from rmc_kernels.bench.contestants import RIVALS
+from rmc_kernels.bench.gpu import report as gpu
 from rmc_kernels.bench.suite import SuiteResult, run_suite
 
 bench = typer.Typer(invoke_without_command=True, no_args_is_help=False)
-Result = Annotated[Path, typer.Argument(help="JSON that `rmc bench --out` wrote.", exists=True, dir_okay=False)]
+Result = Annotated[Path, typer.Argument(help="JSON that `rmc bench` wrote.", exists=True, dir_okay=False)]
 
 
 @bench.callback()
@@ -72,7 +73,8 @@ def compare(
 ) -> None:
     """Set two results side by side: exit code 1 where something got slower, larger or was lost.
 
-    A time counts as slower where the whole confidence interval of new over old is past the threshold.
+    A time counts as slower where the whole confidence interval of new over old is past the threshold. There is an
+    interval where both have their samples; without, the ratio of the medians counts.
     """
     before, after = read(old), read(new)
     changes = comparison.compare(before, after, threshold)
@@ -82,6 +84,18 @@ def compare(
         console.print("The two have no case of this package in common.", style="red")
     bad = not changes or any(change.verdict in comparison.REGRESSIONS for change in changes)
     raise typer.Exit(1 if bad else 0)
+
+
+@bench.command()
+def summarize(
+    result: Result,
+    out: Annotated[Path, typer.Argument(help="JSON to write; may be the same file.")],
+) -> None:
+    """Write a result of `rmc bench` or `make gpu` with medians, quartiles and counts in place of its samples."""
+    text = result.read_text(encoding="utf-8")
+    short = gpu.without_samples(text) if gpu.is_report(text) else read(result).without_samples().to_json()
+    out.write_text(short + "\n", encoding="utf-8")
+    typer.echo(f"written: {out}")
 
 
 @bench.command()

@@ -2,6 +2,9 @@
 
 Two runs are hours apart, on a machine whose speed changes. So a sample is not taken as it is, but relative to what was
 measured beside it: eager PyTorch in the same round, or where eager took no part the FMA peak read before the sample.
+
+A result whose samples were left out has medians only, of ratios to the same yardsticks: they give the ratio of two
+results, and no interval around it.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ class Change:
         ratio: new time over old time; None where the new one was not timed.
         memory: new peak memory over the old one, or None.
         verdict: "slower" and "faster" where the whole interval is past the threshold.
+        sampled: whether both have samples; without them there is no interval: its ends are the ratio itself.
     """
 
     case: str
@@ -58,6 +62,7 @@ class Change:
     ratio: Interval | None
     memory: float | None
     verdict: Verdict
+    sampled: bool = True
 
 
 def compare(old: SuiteResult, new: SuiteResult, threshold: float = 0.1) -> list[Change]:
@@ -74,7 +79,7 @@ def compare(old: SuiteResult, new: SuiteResult, threshold: float = 0.1) -> list[
         for before in old.cases
         if before.case.name in cases
         for figure in before.figures
-        if figure.contestant.startswith("rmc ") and figure.seconds
+        if figure.contestant.startswith("rmc ") and figure.timed
     ]
 
 
@@ -102,7 +107,8 @@ def show(changes: Sequence[Change], old: SuiteResult, new: SuiteResult, console:
     for change in changes:
         time, span = ("", "")
         if change.ratio is not None:
-            time, span = f"{change.ratio.middle:.3f}", f"{change.ratio.low:.3f} to {change.ratio.high:.3f}"
+            time = f"{change.ratio.middle:.3f}"
+            span = f"{change.ratio.low:.3f} to {change.ratio.high:.3f}" if change.sampled else "none"
         memory = "" if change.memory is None else f"{change.memory:.2f}"
         style = "bold red" if change.verdict in REGRESSIONS else ("green" if change.verdict == "faster" else "")
         table.add_row(
@@ -112,6 +118,10 @@ def show(changes: Sequence[Change], old: SuiteResult, new: SuiteResult, console:
     for name in ("processor", "torch", "python", "cores"):
         if old.machine[name] != new.machine[name]:
             console.print(f"Not the same {name}: {old.machine[name]}, then {new.machine[name]}.", style="yellow")
+    if not all(change.sampled for change in changes):
+        console.print(
+            "No interval where a result has no samples: there the verdict follows from medians alone.", style="yellow"
+        )
     ratios = [change.ratio.middle for change in changes if change.ratio is not None]
     if ratios:
         mean = math.exp(fmean(math.log(ratio) for ratio in ratios))
@@ -121,11 +131,16 @@ def show(changes: Sequence[Change], old: SuiteResult, new: SuiteResult, console:
 
 
 def _change(before: CaseResult, after: CaseResult, old: Figure, threshold: float) -> Change:
-    new = next((figure for figure in after.figures if figure.label == old.label and figure.seconds), None)
+    new = next((figure for figure in after.figures if figure.label == old.label and figure.timed), None)
     if new is None:
         return Change(before.case.name, old.label, "nothing", None, None, "lost")
-    relative_to, then, now = _paired(before, old, after, new)
-    ratio = interval(then, now)
+    sampled = bool(old.seconds and new.seconds)
+    if sampled:
+        relative_to, then, now = _paired(before, old, after, new)
+        ratio = interval(then, now)
+    else:
+        relative_to, middle = _of_medians(before, old, after, new)
+        ratio = Interval(middle, middle, middle)
     memory = None
     if old.peak_bytes is not None and new.peak_bytes is not None:
         memory = new.peak_bytes / max(1, old.peak_bytes)
@@ -136,7 +151,7 @@ def _change(before: CaseResult, after: CaseResult, old: Figure, threshold: float
         verdict = "more memory"
     elif ratio.high < 1 / (1 + threshold):
         verdict = "faster"
-    return Change(before.case.name, old.label, relative_to, ratio, memory, verdict)
+    return Change(before.case.name, old.label, relative_to, ratio, memory, verdict, sampled)
 
 
 def _paired(before: CaseResult, old: Figure, after: CaseResult, new: Figure) -> tuple[str, list[float], list[float]]:
@@ -153,6 +168,16 @@ def _paired(before: CaseResult, old: Figure, after: CaseResult, new: Figure) -> 
         then, now = ([t * peak for t, peak in zip(f.seconds, f.fma, strict=True)] for f in (old, new))
         return "FMA peak", then, now
     return "nothing", old.seconds, new.seconds
+
+
+def _of_medians(before: CaseResult, old: Figure, after: CaseResult, new: Figure) -> tuple[str, float]:
+    """What times are relative to, and new over old, of medians alone."""
+    then, now = before.speed_up(old), after.speed_up(new)
+    if then is not None and now is not None:
+        return "eager", then.median / now.median
+    if old.share_of_peak and new.share_of_peak:
+        return "FMA peak", old.share_of_peak * new.flops / (new.share_of_peak * old.flops)
+    return "nothing", new.spread.median / old.spread.median
 
 
 def _eager(result: CaseResult) -> list[float]:

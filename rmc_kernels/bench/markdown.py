@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 from rmc_kernels.bench.contestants import YARDSTICK
-from rmc_kernels.bench.record import CaseResult, Figure, Spread
+from rmc_kernels.bench.record import OURS, CaseResult, Figure, Spread
 from rmc_kernels.bench.scaling import NAMES, Curve, curves
 from rmc_kernels.bench.suite import SuiteResult
 from rmc_kernels.bench.targets import TARGETS
 
-OURS = "rmc cpu"
 NOTHING = "Not measured in this run."
 
 
@@ -50,7 +49,7 @@ def one_thread(result: SuiteResult) -> str:
                 f"{case.case.size}, {case.case.mode}",
                 _per_step(case, eager),
                 _per_step(case, ours),
-                f"{1e6 * min(ours.seconds) / case.case.steps:,.0f}",
+                f"{1e6 * ours.best / case.case.steps:,.0f}",
                 _ratio(speed_up),
                 "" if share is None else f"{100 * share:.0f}",
                 "" if bound is None else f"{bound:.1f}",
@@ -67,7 +66,7 @@ def threads(result: SuiteResult) -> str:
     """What more threads bring."""
     rows = []
     for case in _single(result):
-        several = [figure for figure in case.figures if figure.threads > 1 and figure.seconds]
+        several = [figure for figure in case.figures if figure.threads > 1 and figure.timed]
         ours = next((figure for figure in several if figure.contestant == OURS), None)
         if ours is None:
             continue
@@ -127,12 +126,11 @@ def losses(result: SuiteResult) -> str:
     """Against everybody who took part: in how many cases the cell is slower, and by how much."""
     rivals: dict[str, list[float]] = {}
     for case in result.cases:
-        ours = _find(case, OURS, case.case.threads)
         for figure in case.figures:
             rival = not figure.contestant.startswith("rmc ") and figure.threads == case.case.threads
-            if rival and figure.seconds and ours is not None:
-                paired = zip(figure.seconds, ours.seconds, strict=True)
-                rivals.setdefault(figure.contestant, []).append(median(other / own for other, own in paired))
+            ratio = case.times_ours(figure) if rival else None
+            if ratio is not None:
+                rivals.setdefault(figure.contestant, []).append(ratio)
     rows = []
     for name, ratios in rivals.items():
         lost = sum(ratio < 1 for ratio in ratios)
@@ -207,7 +205,7 @@ def _settings(result: SuiteResult, axis: str) -> dict[str, list[Curve]]:
 
 def _find(case: CaseResult, contestant: str, threads: int = 1) -> Figure | None:
     """The contestant's figure on so many threads, if it was timed."""
-    found = (f for f in case.figures if f.contestant == contestant and f.threads == threads and f.seconds)
+    found = (f for f in case.figures if f.contestant == contestant and f.threads == threads and f.timed)
     return next(found, None)
 
 
@@ -224,7 +222,7 @@ def _slopes(curve: Curve, quantity: str) -> str:
 
 
 def _per_step(case: CaseResult, figure: Figure | None) -> str:
-    return "" if figure is None else f"{1e6 * median(figure.seconds) / case.case.steps:,.0f}"
+    return "" if figure is None else f"{1e6 * figure.spread.median / case.case.steps:,.0f}"
 
 
 def _megabytes(figure: Figure | None) -> str:

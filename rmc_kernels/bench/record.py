@@ -1,10 +1,10 @@
-"""What was measured, as data: figures of contestants, cases of figures; to JSON and back."""
+"""What was measured, as data: figures of contestants, cases of figures; to JSON and back, with samples or without."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from statistics import median, quantiles
 from typing import Any, Literal, NamedTuple
 
 from rmc_kernels.bench.cases import Case
@@ -12,6 +12,10 @@ from rmc_kernels.bench.contestants import YARDSTICK
 from rmc_kernels.bench.timing import Sample
 
 Status = Literal["timed", "parity failed", "error", "unavailable"]
+#: The contestant that all others are held against.
+OURS = "rmc cpu"
+#: Significant digits of what stays of samples: more than any table shows.
+DIGITS = 7
 
 
 class Spread(NamedTuple):
@@ -26,7 +30,38 @@ class Spread(NamedTuple):
         """The spread of at least one value."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
-        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
+        return cls(*quantiles(values, n=4, method="inclusive"))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What stays of a timed figure without its samples; ratios are paired, round by round.
+
+    Attributes:
+        rounds: how many samples there were.
+        seconds: of one call.
+        best: the shortest of them.
+        speed_up: see `CaseResult.speed_up`.
+        scaling: see `CaseResult.scaling`.
+        times_ours: see `CaseResult.times_ours`.
+        share_of_peak: see `Figure.share_of_peak`.
+        times_bound: see `Figure.times_bound`.
+    """
+
+    rounds: int
+    seconds: Spread
+    best: float
+    speed_up: Spread | None = None
+    scaling: Spread | None = None
+    times_ours: float | None = None
+    share_of_peak: float | None = None
+    times_bound: float | None = None
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Statistics:
+        """The statistics that `CaseResult.as_dict` wrote."""
+        fields: dict[str, Any] = {name: Spread(*v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
@@ -47,13 +82,14 @@ class Figure:
         trace: of the exception behind an "error" or "unavailable", with those it comes from; empty without one.
         seconds, wall: of one call, sample by sample, by the contestant's clock and on the wall.
         fma, gemm, amx, bandwidth: the ceilings read before each sample (GFLOP/s, GB/s), or empty.
+        statistics: what stays of the samples where they were left out, which are empty then.
     """
 
     contestant: str
     threads: int
     flops: int
-    clock: str
-    status: Status
+    clock: str = "CPU time"
+    status: Status = "timed"
     note: str = ""
     is_rmc: bool = True
     parameters: int = 0
@@ -66,6 +102,27 @@ class Figure:
     gemm: list[float] = field(default_factory=list)
     amx: list[float] = field(default_factory=list)
     bandwidth: list[float] = field(default_factory=list)
+    statistics: Statistics | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether there are times, as samples or as statistics."""
+        return bool(self.seconds) or self.statistics is not None
+
+    @property
+    def rounds(self) -> int:
+        """How many samples there are, or were."""
+        return len(self.seconds) if self.statistics is None else self.statistics.rounds
+
+    @property
+    def spread(self) -> Spread:
+        """Of the seconds of one call of a timed figure."""
+        return Spread.of(self.seconds) if self.statistics is None else self.statistics.seconds
+
+    @property
+    def best(self) -> float:
+        """Seconds of the shortest call of a timed figure."""
+        return min(self.seconds) if self.statistics is None else self.statistics.best
 
     def then(self, later: Figure) -> Figure:
         """The figure with the samples of a later pass behind its own; what failed in either has failed."""
@@ -88,7 +145,9 @@ class Figure:
     @property
     def share_of_peak(self) -> float | None:
         """Median of `shares_of_peak`; None if not known."""
-        return statistics.median(self.shares_of_peak) if self.fma else None
+        if self.statistics is not None:
+            return self.statistics.share_of_peak
+        return median(self.shares_of_peak) if self.fma else None
 
     def times_bound(self, case: Case) -> float | None:
         """Median over the rounds of time / the larger of FLOPs/peak and weight bytes/bandwidth; None if not known.
@@ -96,12 +155,14 @@ class Figure:
         It tells something for one batch element. Forward reads the weights once a step and backward once more; to read
         them more often is a choice.
         """
+        if self.statistics is not None:
+            return self.statistics.times_bound
         if not (self.fma and self.is_rmc and case.batch_size == 1):
             return None
         passes = 1 if case.mode == "forward" else 2
         weights = passes * case.steps * case.weight_bytes
         rounds = zip(self.seconds, self.fma, self.bandwidth, strict=True)
-        return statistics.median(
+        return median(
             time / max(self.flops / (1e9 * peak * self.threads), weights / (1e9 * rate)) for time, peak, rate in rounds
         )
 
@@ -148,32 +209,43 @@ class CaseResult:
 
     def speed_up(self, figure: Figure) -> Spread | None:
         """How many times faster than eager PyTorch on one thread, over the rounds; None without both."""
+        if figure.statistics is not None:
+            return figure.statistics.speed_up
         return self._ratio(self._find(YARDSTICK), figure)
 
     def scaling(self, figure: Figure) -> Spread | None:
         """How many times faster than the same contestant on one thread; None for one thread."""
+        if figure.statistics is not None:
+            return figure.statistics.scaling
         return self._ratio(self._find(figure.contestant), figure) if figure.threads > 1 else None
 
-    def _find(self, contestant: str) -> Figure | None:
-        return next((f for f in self.figures if f.contestant == contestant and f.threads == 1), None)
+    def times_ours(self, figure: Figure) -> float | None:
+        """Its time over that of `OURS` on as many threads, the median over the rounds; None for ours, or without."""
+        if figure.statistics is not None:
+            return figure.statistics.times_ours
+        ratio = None if figure.contestant == OURS else self._ratio(figure, self._find(OURS, figure.threads))
+        return ratio and ratio.median
+
+    def _find(self, contestant: str, threads: int = 1) -> Figure | None:
+        return next((f for f in self.figures if f.contestant == contestant and f.threads == threads), None)
 
     @staticmethod
-    def _ratio(base: Figure | None, figure: Figure) -> Spread | None:
-        if base is None or not (base.seconds and figure.seconds):
+    def _ratio(base: Figure | None, figure: Figure | None) -> Spread | None:
+        if base is None or figure is None or not (base.seconds and figure.seconds):
             return None
         return Spread.of([one / other for one, other in zip(base.seconds, figure.seconds, strict=True)])
 
     def summary(self, figure: Figure) -> dict[str, Any]:
         """What a reader wants of a figure; everything here follows from the samples."""
-        if not figure.seconds:
+        if not figure.timed:
             return {}
-        case, spread = self.case, Spread.of(figure.seconds)
+        case, spread = self.case, figure.spread
         per_step = [1e6 * seconds / case.steps for seconds in spread]
         speed_up, scaling = self.speed_up(figure), self.scaling(figure)
         return {
             "us_per_step": per_step[1],
             "us_per_step_quartiles": [per_step[0], per_step[2]],
-            "us_per_step_best": 1e6 * min(figure.seconds) / case.steps,
+            "us_per_step_best": 1e6 * figure.best / case.steps,
             "tokens_per_second": case.batch_size * case.steps / spread.median,
             "speed_up": speed_up and speed_up.median,
             "speed_up_quartiles": speed_up and [speed_up.low, speed_up.high],
@@ -183,13 +255,60 @@ class CaseResult:
             "gflops": figure.flops / spread.median / 1e9,
         }
 
+    def without_samples(self) -> CaseResult:
+        """The case with statistics in place of samples; what of the parity criterion was used stays as a number."""
+
+        def kept(figure: Figure) -> Figure:
+            if not figure.seconds:
+                return figure
+            note = "" if figure.severity is not None else figure.note
+            found = Statistics(
+                figure.rounds, figure.spread, figure.best, self.speed_up(figure), self.scaling(figure),
+                self.times_ours(figure), figure.share_of_peak, figure.times_bound(self.case),
+            )  # fmt: skip
+            emptied: dict[str, Any] = {name: [] for name in _SAMPLES}
+            return replace(figure, note=note, statistics=found, **emptied)
+
+        return replace(self, figures=[kept(figure) for figure in self.figures])
+
     def as_dict(self) -> dict[str, Any]:
-        """As plain data; each figure with its `summary`."""
-        figures = [asdict(figure) | {"summary": self.summary(figure)} for figure in self.figures]
+        """As plain data, each figure with its `summary`; without samples rounded, and short: no defaults, no sizes."""
+        if any(figure.statistics is not None for figure in self.figures):
+            short = [_short(figure) for figure in self.figures]
+            return {"name": self.case.name, "figures": short, "contention": self.contention}
+        figures = []
+        for figure in self.figures:
+            plain = asdict(figure) | {"summary": self.summary(figure)}
+            del plain["statistics"]
+            figures.append(plain)
         return asdict(self) | {"name": self.case.name, "figures": figures}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> CaseResult:
         """The case that `as_dict` wrote; summaries are computed again, not read."""
-        figures = [Figure(**{k: v for k, v in figure.items() if k != "summary"}) for figure in data["figures"]]
-        return cls(Case(**data["case"]), figures, data["contention"])
+        figures = []
+        for stored in data["figures"]:
+            plain = {name: value for name, value in stored.items() if name != "summary"}
+            if "statistics" in plain:
+                plain["statistics"] = Statistics.from_dict(plain["statistics"])
+            figures.append(Figure(**plain))
+        case = Case(**data["case"]) if "case" in data else Case.from_text(data["name"])
+        return cls(case, figures, data["contention"])
+
+
+#: What a figure's fields are where nobody set them.
+_DEFAULTS = asdict(Figure("", 0, 0))
+
+
+def _short(figure: Figure) -> dict[str, Any]:
+    """What is not at its default, rounded."""
+    return {name: _rounded(value) for name, value in asdict(figure).items() if value != _DEFAULTS[name]}
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to `DIGITS`; of a mapping what is not None."""
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items() if each is not None}
+    if isinstance(value, tuple):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

@@ -115,7 +115,7 @@ def _of_group(axis: str, results: Sequence[CaseResult]) -> list[Curve]:
             _point(getattr(result.case, SYMBOLS[axis]), figure)
             for result in results
             for figure in result.figures
-            if figure.label == label and figure.seconds
+            if figure.label == label and figure.timed
         ]
         if len(points) >= FEWEST_POINTS:
             found.append(Curve(axis, results[0].case, label, tuple(points)))
@@ -123,4 +123,4 @@ def _of_group(axis: str, results: Sequence[CaseResult]) -> list[Curve]:
 
 
 def _point(size: int, figure: Figure) -> Point:
-    return Point(size, Spread.of(figure.seconds), figure.flops, figure.peak_bytes)
+    return Point(size, figure.spread, figure.flops, figure.peak_bytes)

@@ -31,12 +31,14 @@ class SuiteResult:
         machine: where and with what, see `machine.describe`.
         absent: backend -> why it took no part.
         cases: the results.
+        command: the command line that repeats it; empty in records older than this field.
     """
 
     name: str
     machine: dict[str, Any]
     absent: dict[str, str]
     cases: list[CaseResult]
+    command: str = ""
 
     @property
     def ok(self) -> bool:
@@ -60,8 +62,12 @@ class SuiteResult:
         """What a reader of the table has to know."""
         return table.notes(self.cases, self.absent, self.machine)
 
+    def without_samples(self) -> SuiteResult:
+        """The result with medians, quartiles and counts in place of samples."""
+        return replace(self, cases=[case.without_samples() for case in self.cases])
+
     def to_json(self) -> str:
-        """All of it, samples included."""
+        """All of it, samples included where there are any."""
         data = asdict(self) | {"cases": [case.as_dict() for case in self.cases]}
         return json.dumps({"schema": SCHEMA, "ok": self.ok} | data, indent=1)
 
@@ -82,7 +88,7 @@ class SuiteResult:
         if data.get("schema") != SCHEMA:
             raise ValueError(f"text takes a benchmark result of schema {SCHEMA}, got {data.get('schema')!r}")
         cases = [CaseResult.from_dict(case) for case in data["cases"]]
-        return cls(data["name"], data["machine"], data["absent"], cases)
+        return cls(data["name"], data["machine"], data["absent"], cases, data.get("command", ""))
 
 
 def run_suite(
@@ -135,7 +141,10 @@ def run_suite(
             results[case] = results[case].then(found) if case in results else found
             show(1)
     about |= {"seconds": time.perf_counter() - start, "load_after": contention.load_average()}
-    result = SuiteResult(name, about, absent, list(results.values()))
+    command = f"rmc bench --suite {name} --backend {backend} --device {device}"
+    command += "" if against is None else f" --against {','.join(against)}"
+    command += "".join(f" --threads {count}" for count in threads or ())
+    result = SuiteResult(name, about, absent, list(results.values()), command)
     if out_dir is not None:
         result.write(out_dir / f"bench-{name}.json")
     return result

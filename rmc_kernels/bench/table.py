@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rmc_kernels.bench.record import CaseResult, Figure, Spread
+from rmc_kernels.bench.record import CaseResult, Figure
 
 UNTIMED = {"parity failed": "[bold red]parity FAILED[/]", "error": "[bold red]ERROR[/]", "unavailable": "unavailable"}
 #: Columns the table needs to be readable.
@@ -51,16 +51,16 @@ def render(cases: Sequence[CaseResult], title: str) -> Table:
 
 
 def _row(result: CaseResult, figure: Figure) -> tuple[str, ...]:
-    if not figure.seconds:
+    if not figure.timed:
         return (figure.label, UNTIMED[figure.status])
-    low, median, high = (1e6 * seconds / result.case.steps for seconds in Spread.of(figure.seconds))
+    low, median, high = (1e6 * seconds / result.case.steps for seconds in figure.spread)
     speed_up, scaling = result.speed_up(figure), result.scaling(figure)
     share, bound = figure.share_of_peak, figure.times_bound(result.case)
     return (
         figure.label,
         f"{median:,.1f}",
         f"{50 * (high - low) / median:.0f}",
-        f"{1e6 * min(figure.seconds) / result.case.steps:,.1f}",
+        f"{1e6 * figure.best / result.case.steps:,.1f}",
         f"{result.case.batch_size * 1e6 / median:,.0f}",
         f"{speed_up.median:.2f}" if speed_up else "",
         f"{100 * share:.0f}" if share is not None else "",
@@ -83,7 +83,7 @@ def notes(cases: Sequence[CaseResult], absent: Mapping[str, str], machine: Mappi
         "parameters, results included. x bound (B=1): over the larger of FLOPs/peak and weight bytes/bandwidth.",
     ]
     figures = [(result.case.name, figure) for result in cases for figure in result.figures]
-    if not any(figure.fma for _, figure in figures):
+    if all(figure.share_of_peak is None for _, figure in figures):
         lines.append("Ceilings were not measured: that takes the C++ extension and the CPU.")
     if any(not figure.is_rmc for _, figure in figures):
         lines.append(

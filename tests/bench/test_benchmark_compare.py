@@ -19,6 +19,7 @@ from rmc_kernels.bench import ceilings, machine, markdown, profiling, report, ti
 from rmc_kernels.bench.cases import SUITES, Case, Group, Suite
 from rmc_kernels.bench.command import bench
 from rmc_kernels.bench.compare import Change, compare, interval
+from rmc_kernels.bench.gpu import report as gpu
 from rmc_kernels.bench.record import CaseResult, Figure
 from rmc_kernels.bench.suite import SuiteResult, run_suite
 from rmc_kernels.bench.targets import BOUND, TARGETS
@@ -275,6 +276,106 @@ def test_a_document_without_right_markers_is_left_alone(whole: SuiteResult, tmp_
     assert found.exit_code == 2
     assert "block" in found.output
     assert page.read_text() == text
+
+
+# -- results without samples -------------------------------------------------------------------------------------------
+
+
+def test_without_samples_medians_quartiles_and_counts_stay(whole: SuiteResult) -> None:
+    rival, ours = figure("lstm", [2.0, 3.0, 4.0, 50.0]), figure("rmc cpu", [1.0, 1.0, 4.0, 5.0], peak_bytes=7)
+    eager, failed = figure("eager", [4.0] * 4), Figure("rmc new", 1, 5, "CPU time", "parity failed", note="memories")
+    before = result(CaseResult(replace(SMALL, batch_size=1), [eager, rival, ours, failed], ["cores changed speed"]))
+    text = before.without_samples().to_json()
+    after = SuiteResult.from_json(text)
+    (case,) = after.cases
+    assert (case.case, case.contention, case.ok) == (before.cases[0].case, ["cores changed speed"], False)
+    assert case.figures[3] == failed
+    kept = case.figures[2]
+    assert (kept.seconds, kept.wall, kept.fma, kept.peak_bytes) == ([], [], [], 7)
+    assert (kept.rounds, kept.best, kept.spread) == (4, 1.0, (1.0, 2.5, 4.25))
+    assert case.speed_up(kept) == (0.95, 2.5, 4.0)
+    assert case.times_ours(case.figures[1]) == 2.5  # of 2, 3, 1 and 10
+    assert case.times_ours(kept) is None
+    assert kept.share_of_peak == pytest.approx(ours.share_of_peak)
+    assert kept.times_bound(case.case) == pytest.approx(ours.times_bound(case.case))
+    assert case.summary(kept) == {**before.cases[0].summary(ours), "speed_up_quartiles": [0.95, 4.0]}
+    assert after.without_samples().to_json() == text
+    assert report.everything(SuiteResult.from_json(whole.without_samples().to_json())) == report.everything(whole)
+
+
+def test_numbers_without_samples_are_rounded_to_more_than_any_table_shows() -> None:
+    third = SuiteResult.from_json(result(CaseResult(SMALL, [figure("eager", [1 / 3])], [])).without_samples().to_json())
+    assert third.cases[0].figures[0].best == 0.3333333
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.0, "same"), (1.05, "same"), (1.3, "slower"), (2.0, "slower"), (0.7, "faster")]
+)
+def test_medians_are_compared_where_samples_are_missing(factor: float, verdict: str) -> None:
+    old, new = record(1.0, 0), record(factor, 10, lambda number: 3.0)
+    for pair in ((old.without_samples(), new), (old, new.without_samples()), (old.without_samples(),) * 2):
+        (change,) = compare(*pair)
+        expected = verdict if pair[0] is not pair[1] else "same"
+        assert (change.verdict, change.relative_to, change.sampled) == (expected, "eager", False)
+        assert change.ratio is not None
+        assert change.ratio.middle == pytest.approx(1.0 if pair[0] is pair[1] else factor, rel=0.05)
+
+
+def test_without_eager_medians_are_relative_to_the_peak_or_to_nothing() -> None:
+    def build(seconds: float, fma: float) -> SuiteResult:
+        ours = figure("rmc cpu", [seconds] * 3, fma=fma) if fma else replace(figure("rmc cpu", [seconds]), fma=[])
+        return result(CaseResult(SMALL, [ours], [])).without_samples()
+
+    (same,) = compare(build(1.0, 100.0), build(2.0, 50.0))
+    (slower,) = compare(build(1.0, 100.0), build(2.0, 100.0))
+    (bare,) = compare(build(1.0, 0.0), build(2.0, 0.0))
+    assert (same.relative_to, same.verdict, slower.verdict) == ("FMA peak", "same", "slower")
+    assert (bare.relative_to, bare.verdict) == ("nothing", "slower")
+
+
+def test_the_summarize_command(tmp_path: Path) -> None:
+    whole, short = tmp_path / "whole.json", tmp_path / "short.json"
+    stored = replace(record(1.0, 0), command="rmc bench --suite quick")
+    whole.write_text(stored.to_json())
+    found = CliRunner().invoke(bench, ["summarize", str(whole), str(short)])
+    assert found.exit_code == 0, found.output
+    again = SuiteResult.from_json(short.read_text())
+    assert (again.command, again.machine) == (stored.command, stored.machine)
+    assert [figure.rounds for figure in again.cases[0].figures] == [ROUNDS, ROUNDS]
+    assert 5 * len(short.read_text().splitlines()) < len(whole.read_text().splitlines())
+    found = CliRunner().invoke(bench, ["compare", str(short), str(whole)])
+    assert found.exit_code == 0, found.output
+    assert "No interval" in found.output
+    assert "none" in found.output
+    whole.write_text("{}")
+    found = CliRunner().invoke(bench, ["summarize", str(whole), str(short)])
+    assert found.exit_code == 2
+    assert "schema 1" in found.output
+
+
+def test_a_report_of_a_gpu_is_summarized(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    case = record(1.0, 0).cases[0]
+    path.write_text(json.dumps({"schema": gpu.SCHEMA, "stages": {"forward": {"ok": True, "cases": [case.as_dict()]}}}))
+    found = CliRunner().invoke(bench, ["summarize", str(path), str(path)])
+    assert found.exit_code == 0, found.output
+    stage = json.loads(path.read_text())["stages"]["forward"]
+    assert stage["ok"] is True
+    assert CaseResult.from_dict(stage["cases"][0]).figures[1].rounds == ROUNDS
+    assert "wall" not in path.read_text()
+
+
+def test_what_is_committed_is_small_and_holds_no_samples() -> None:
+    """`rmc bench summarize` makes it of what `--out` wrote."""
+    folder = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+    for path in folder.glob("cpu-*.json"):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if "uses" not in path.name:
+            figures = [figure for case in SuiteResult.from_json(json.dumps(stored)).cases for figure in case.figures]
+            assert figures
+            assert not [figure for figure in figures if figure.seconds or not figure.rounds], path.name
+            assert stored["command"].startswith("rmc bench "), path.name
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 150_000
 
 
 def test_records_from_before_memory_was_measured_are_read() -> None:

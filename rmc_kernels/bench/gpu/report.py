@@ -57,6 +57,23 @@ def add(device: Device, machine: Mapping[str, Any], stage: str, result: Result, 
     return path, written
 
 
+def is_report(text: str) -> bool:
+    """Whether a text is the JSON of a report."""
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(data, dict) and data.get("schema") == SCHEMA and "stages" in data
+
+
+def without_samples(text: str) -> str:
+    """The JSON of a report with medians, quartiles and counts in place of the samples of its cases."""
+    data = json.loads(text)
+    for stage in data["stages"].values():
+        stage["cases"] = [_plain(CaseResult.from_dict(case).without_samples().as_dict()) for case in stage["cases"]]
+    return json.dumps(data, indent=1, allow_nan=False)
+
+
 def _before(path: Path) -> dict[str, Any]:
     """The report so far; a new one where there is none that can be read."""
     try:
