@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from statistics import median, quantiles
 from typing import Any, Literal, NamedTuple
 
@@ -60,8 +60,8 @@ class Statistics:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Statistics:
         """The statistics that `CaseResult.as_dict` wrote."""
-        fields: dict[str, Any] = {name: Spread(*v) if isinstance(v, list) else v for name, v in data.items()}
-        return cls(**fields)
+        values: dict[str, Any] = {name: Spread(*v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -256,18 +256,17 @@ class CaseResult:
         }
 
     def without_samples(self) -> CaseResult:
-        """The case with statistics in place of samples; what of the parity criterion was used stays as a number."""
+        """The case with statistics in place of samples, and without notes on what was timed."""
 
         def kept(figure: Figure) -> Figure:
             if not figure.seconds:
                 return figure
-            note = "" if figure.severity is not None else figure.note
             found = Statistics(
                 figure.rounds, figure.spread, figure.best, self.speed_up(figure), self.scaling(figure),
                 self.times_ours(figure), figure.share_of_peak, figure.times_bound(self.case),
             )  # fmt: skip
             emptied: dict[str, Any] = {name: [] for name in _SAMPLES}
-            return replace(figure, note=note, statistics=found, **emptied)
+            return replace(figure, note="", statistics=found, **emptied)
 
         return replace(self, figures=[kept(figure) for figure in self.figures])
 
@@ -289,8 +288,9 @@ class CaseResult:
         figures = []
         for stored in data["figures"]:
             plain = {name: value for name, value in stored.items() if name != "summary"}
-            if "statistics" in plain:
-                plain["statistics"] = Statistics.from_dict(plain["statistics"])
+            if "rounds" in plain:
+                names = [column.name for column in fields(Statistics) if column.name in plain]
+                plain["statistics"] = Statistics.from_dict({name: plain.pop(name) for name in names})
             figures.append(Figure(**plain))
         case = Case(**data["case"]) if "case" in data else Case.from_text(data["name"])
         return cls(case, figures, data["contention"])
@@ -301,14 +301,14 @@ _DEFAULTS = asdict(Figure("", 0, 0))
 
 
 def _short(figure: Figure) -> dict[str, Any]:
-    """What is not at its default, rounded."""
-    return {name: _rounded(value) for name, value in asdict(figure).items() if value != _DEFAULTS[name]}
+    """What is not at its default, rounded, with the statistics among it."""
+    plain = {name: value for name, value in asdict(figure).items() if value != _DEFAULTS[name]}
+    plain |= plain.pop("statistics", {})
+    return {name: _rounded(value) for name, value in plain.items() if value is not None}
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to `DIGITS`; of a mapping what is not None."""
-    if isinstance(value, dict):
-        return {name: _rounded(each) for name, each in value.items() if each is not None}
+    """Floats to `DIGITS`."""
     if isinstance(value, tuple):
         return [_rounded(each) for each in value]
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

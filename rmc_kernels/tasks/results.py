@@ -9,12 +9,16 @@ from statistics import mean
 from typing import Annotated
 
 import typer
+from PIL import Image
 
+from rmc_kernels.tasks import summary
 from rmc_kernels.tasks.history import History
 from rmc_kernels.tasks.plots import CORES, groups, model_label, plot_curves
 
 #: Every block between these marks is replaced by the table of the folder that it names.
 BLOCK = re.compile(r"(<!-- table: ([\w/.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: Of a picture: a third of the bytes, and the lines keep their colours.
+COLOURS = 48
 
 
 def read_runs(folder: Path) -> list[History]:
@@ -23,7 +27,7 @@ def read_runs(folder: Path) -> list[History]:
     Raises:
         ValueError: there is none.
     """
-    runs = [History.read(path) for path in sorted(folder.glob("*.json"))]
+    runs = [run for path in sorted(folder.glob("*.json")) for run in summary.read(path)]
     if not runs:
         raise ValueError(f"results takes folders with the JSON of `rmc train`, got {folder}")
     order = list(CORES)
@@ -110,14 +114,25 @@ def fill(page: str, folder: Path) -> str:
 def results(
     page: Annotated[Path, typer.Option(help="The page whose tables are written.")] = Path("docs/results.md"),
     runs: Annotated[Path, typer.Option(help="Folder of the folders that the page names.")] = Path("docs/results"),
+    add: Annotated[
+        Path | None, typer.Option(help="Folder of `rmc train` whose runs are summarized there first.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Folder of that summary; that of --add without.")] = None,
 ) -> None:
-    """Write the tables of a page and the plots beside their runs from the JSON that `rmc train` left."""
+    """Write the tables of a page, and the curves that it shows, from the summaries of runs beside it."""
     try:
+        if add is not None:
+            typer.echo(f"wrote {summary.write(read_runs(add), runs / (name or add.name))}")
         text = page.read_text()
         filled = fill(text, runs)
         page.write_text(filled)
-        for _, name, _ in BLOCK.findall(text):
-            typer.echo(f"wrote {plot_curves(read_runs(runs / name), runs / name / 'curves.png')}")
+        for _, folder, _ in BLOCK.findall(text):
+            if f"/{folder}/curves.png" in text:
+                path = plot_curves(read_runs(runs / folder), runs / folder / "curves.png")
+                Image.open(path).convert("RGB").quantize(COLOURS, method=Image.Quantize.FASTOCTREE).save(
+                    path, optimize=True
+                )
+                typer.echo(f"wrote {path}")
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     typer.echo(f"wrote {page}")

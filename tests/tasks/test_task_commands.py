@@ -6,18 +6,19 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
 import torch
+from PIL import Image
 from typer import Typer
 from typer.testing import CliRunner
 
 from rmc_kernels.tasks import comparison as compared
-from rmc_kernels.tasks import jobs
+from rmc_kernels.tasks import jobs, summary
 from rmc_kernels.tasks.command import comparison, train
 from rmc_kernels.tasks.comparison import TUNING, best_rate
 from rmc_kernels.tasks.history import History, Point
@@ -26,7 +27,7 @@ from rmc_kernels.tasks.models import ModelConfig
 from rmc_kernels.tasks.options import option_name
 from rmc_kernels.tasks.presets import PRESETS
 from rmc_kernels.tasks.registry import TASKS, trained
-from rmc_kernels.tasks.results import BLOCK, fill, read_runs, results, table
+from rmc_kernels.tasks.results import BLOCK, COLOURS, fill, read_runs, results, table
 from rmc_kernels.tasks.sampling import continuation, sample
 from rmc_kernels.tasks.training import TrainingConfig
 
@@ -279,12 +280,74 @@ def test_results_fills_the_page_and_draws_the_curves(tmp_path: Path) -> None:
     (tmp_path / "runs" / "some" / "run.json").write_text(json.dumps(HISTORY))
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- table: some -->\nold\n<!-- end -->\nafter\n")
-    call(as_command(results), "--page", str(page), "--runs", str(tmp_path / "runs"))
+    arguments = ["--page", str(page), "--runs", str(tmp_path / "runs")]
+    call(as_command(results), *arguments)
     text = page.read_text()
     assert text.startswith("before\n<!-- table: some -->\n| model |")
     assert text.endswith("<!-- end -->\nafter\n")
     assert "old" not in text
-    assert (tmp_path / "runs" / "some" / "curves.png").stat().st_size > 10_000
+    picture = tmp_path / "runs" / "some" / "curves.png"
+    assert not picture.exists()  # the page shows none
+    page.write_text(f"{text}![curves](runs/some/curves.png)\n")
+    call(as_command(results), *arguments)
+    with Image.open(picture) as drawn:
+        assert drawn.size == (800, 450)
+        colours = drawn.convert("RGB").getcolors()
+    assert colours is not None
+    assert 3 < len(colours) <= COLOURS
+    assert min(sum(abs(a - b) for a, b in zip(c, (0, 114, 178), strict=True)) for _, c in colours) < 9  # the RMC's blue
+
+
+def test_a_summary_keeps_settings_curves_and_last_points(tmp_path: Path) -> None:
+    points = [
+        {"update": 0, "examples": 0, "seconds": 0.5, "loss": 1 / 3, "accuracy": 0.25, "tokens": 0, "cpu_seconds": 0.1},
+        {**HISTORY["points"][0], "training_loss": 0.75, "learning_rate": 1e-3, "tokens": 7},  # type: ignore[index]
+    ]
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for seed, core in ((0, "rmc"), (1, "rmc"), (0, "lstm")):
+        kept = json.loads(json.dumps({**HISTORY, "points": points}))
+        kept["training"]["seed"], kept["model"]["core"] = seed, core
+        kept["part_levels"] = {"one": 0.5} if seed else {}
+        kept["points"][1]["accuracy"] += 0.01 * seed
+        (folder / f"{core}{seed}.json").write_text(json.dumps(kept))
+    before = read_runs(folder)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: kept -->\n<!-- end -->\n")
+    arguments = ["--page", str(page), "--runs", str(tmp_path / "runs"), "--add", str(folder), "--name", "kept"]
+    call(as_command(results), *arguments)
+    path = tmp_path / "runs" / "kept" / "runs.json"
+    after = summary.read(path)
+    assert [path] == list(path.parent.glob("*.json"))
+    assert table(before) in page.read_text()
+    assert table(after) == table(before)
+    for old, new in zip(before, after, strict=True):
+        assert replace(new, points=[]) == replace(old, points=[], levels={"chance": 0.3333333})
+        assert new.final == old.final
+        first = new.points[0]
+        assert (first.update, first.examples, first.loss, first.accuracy) == (0, 0, 0.3333333, 0.25)
+        assert math.isnan(first.seconds)
+        assert math.isnan(first.cpu_seconds)
+    assert path.read_text().count('"chance"') == 1  # what runs have in common is written once
+
+
+def test_a_summary_is_of_runs_alike(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one run"):
+        summary.write([], tmp_path)
+    (tmp_path / "one.json").write_text(json.dumps(HISTORY))
+    run = History.read(tmp_path / "one.json")
+    with pytest.raises(ValueError, match="the same fields of model, got core and core, slots"):
+        summary.write([run, replace(run, model={"core": "rmc", "slots": 2})], tmp_path)
+
+
+def test_the_results_that_are_committed_are_small() -> None:
+    files = [path for path in (ROOT / "docs" / "results").rglob("*") if path.is_file()]
+    shown = (ROOT / "docs" / "results.md").read_text()
+    for path in files:
+        name = path.relative_to(ROOT / "docs").as_posix()
+        assert path.name == summary.NAME or f"({name})" in shown, f"{name} is shown nowhere"
+    files += [path for path in (ROOT / "benchmarks" / "results").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 200_000
 
 
 def test_the_results_page_is_what_its_runs_give() -> None:

@@ -1,0 +1,93 @@
+"""Runs that a page is made from, kept small: in one file, of every run its settings, its curve and its last point.
+
+The first run is written whole, of the others only what differs from it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rmc_kernels.tasks.history import History, Point
+
+#: The file in a folder of runs.
+NAME = "runs.json"
+#: What is kept of every point; the last one is kept whole.
+CURVE = ("update", "examples", "loss", "accuracy")
+#: Fields whose own fields are compared one by one; every run of a summary must have the same ones.
+PARTS = ("model", "training", "options", "curve", "last")
+#: Significant digits: more than any table shows.
+DIGITS = 7
+
+
+def write(runs: Sequence[History], folder: Path) -> Path:
+    """Write the summary of runs into a folder, and return its path.
+
+    Raises:
+        ValueError: there is no run, or two of them do not record the same settings.
+    """
+    if not runs:
+        raise ValueError("runs must hold at least one run, got none")
+    first, *others = (_plain(run) for run in runs)
+    kept = {"first": first, "others": [_difference(first, other) for other in others]}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NAME
+    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> list[History]:
+    """The runs of a file: those of a summary, or the one that `rmc train` wrote.
+
+    Of points before the last, a summary keeps only `CURVE`: their seconds are NaN.
+
+    Raises:
+        ValueError: the file holds neither.
+    """
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(kept, dict) or "first" not in kept:
+        return [History.read(path)]
+    return [_history(_merged(kept["first"], other)) for other in ({}, *kept["others"])]
+
+
+def _plain(run: History) -> dict[str, Any]:
+    kept = asdict(run)
+    points = kept.pop("points")
+    kept["curve"] = {name: [point[name] for point in points] for name in CURVE}
+    kept["last"] = {name: value for name, value in points[-1].items() if name not in CURVE}
+    return _rounded(kept)  # type: ignore[no-any-return]
+
+
+def _history(kept: dict[str, Any]) -> History:
+    curve, last = kept.pop("curve"), kept.pop("last")
+    rows = [dict(zip(CURVE, row, strict=True)) for row in zip(*(curve[name] for name in CURVE), strict=True)]
+    points = [Point(**row, seconds=math.nan, cpu_seconds=math.nan) for row in rows[:-1]]
+    return History(**kept, points=[*points, Point(**rows[-1], **last)])
+
+
+def _difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run is not as in the first one."""
+    found = {name: value for name, value in other.items() if value != first[name]}
+    for part in found.keys() & PARTS:
+        before, now = first[part], found[part]
+        if list(before) != list(now):
+            raise ValueError(f"runs must have the same fields of {part}, got {', '.join(before)} and {', '.join(now)}")
+        found[part] = {name: value for name, value in now.items() if value != before[name]}
+    return found
+
+
+def _merged(first: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, Any]:
+    """The first run with the difference put in."""
+    return {**first, **difference, **{part: {**first[part], **difference.get(part, {})} for part in PARTS}}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
