@@ -114,10 +114,8 @@ def fill(page: str, folder: Path) -> str:
 def results(
     page: Annotated[Path, typer.Option(help="The page whose tables are written.")] = Path("docs/results.md"),
     runs: Annotated[Path, typer.Option(help="Folder of the folders that the page names.")] = Path("docs/results"),
-    add: Annotated[
-        Path | None, typer.Option(help="Folder of `rmc train` whose runs are summarized there first.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Folder of that summary; that of --add without.")] = None,
+    add: Annotated[Path | None, typer.Option(help="Folder of `rmc train` whose runs are to be kept there.")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder that keeps the runs of --add; its own name without.")] = None,
 ) -> None:
     """Write the tables of a page, and the curves that it shows, from the summaries of runs beside it."""
     try:
@@ -129,9 +127,8 @@ def results(
         for _, folder, _ in BLOCK.findall(text):
             if f"/{folder}/curves.png" in text:
                 path = plot_curves(read_runs(runs / folder), runs / folder / "curves.png")
-                Image.open(path).convert("RGB").quantize(COLOURS, method=Image.Quantize.FASTOCTREE).save(
-                    path, optimize=True
-                )
+                picture = Image.open(path).convert("RGB")
+                picture.quantize(COLOURS, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
                 typer.echo(f"wrote {path}")
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error

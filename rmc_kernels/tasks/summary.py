@@ -16,8 +16,10 @@ from rmc_kernels.tasks.history import History, Point
 
 #: The file in a folder of runs.
 NAME = "runs.json"
-#: What is kept of every point; the last one is kept whole.
-CURVE = ("update", "examples", "loss", "accuracy")
+#: What the curve is made of, by what is drawn; the last point is kept whole.
+CURVES = {"accuracy": ("update", "accuracy"), "perplexity": ("update", "loss")}
+#: Of a point of which only that is known.
+_UNKNOWN: dict[str, Any] = {**dict.fromkeys(("seconds", "loss", "accuracy", "cpu_seconds"), math.nan), "examples": 0}
 #: Fields whose own fields are compared one by one; every run of a summary must have the same ones.
 PARTS = ("model", "training", "options", "curve", "last")
 #: Significant digits: more than any table shows.
@@ -28,7 +30,7 @@ def write(runs: Sequence[History], folder: Path) -> Path:
     """Write the summary of runs into a folder, and return its path.
 
     Raises:
-        ValueError: there is no run, or two of them do not record the same settings.
+        ValueError: there is no run, or two of them have other fields in one of the `PARTS`.
     """
     if not runs:
         raise ValueError("runs must hold at least one run, got none")
@@ -43,30 +45,37 @@ def write(runs: Sequence[History], folder: Path) -> Path:
 def read(path: Path) -> list[History]:
     """The runs of a file: those of a summary, or the one that `rmc train` wrote.
 
-    Of points before the last, a summary keeps only `CURVE`: their seconds are NaN.
+    Of points before the last, a summary keeps only what is drawn, see `CURVES`: the rest of them is NaN, or 0 examples.
 
     Raises:
-        ValueError: the file holds neither.
+        OSError: there is no such file, or it cannot be read.
+        ValueError: the file holds neither, or is damaged.
     """
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        kept = json.loads(path.read_bytes())
+    except ValueError:
+        kept = None
     if not isinstance(kept, dict) or "first" not in kept:
         return [History.read(path)]
-    return [_history(_merged(kept["first"], other)) for other in ({}, *kept["others"])]
+    try:
+        return [_history(_merged(kept["first"], other)) for other in ({}, *kept["others"])]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must be a summary of runs, got another file or a damaged one") from error
 
 
 def _plain(run: History) -> dict[str, Any]:
     kept = asdict(run)
     points = kept.pop("points")
-    kept["curve"] = {name: [point[name] for point in points] for name in CURVE}
-    kept["last"] = {name: value for name, value in points[-1].items() if name not in CURVE}
+    kept["curve"] = {name: [point[name] for point in points[:-1]] for name in CURVES[run.measure]}
+    kept["last"] = points[-1]
     return _rounded(kept)  # type: ignore[no-any-return]
 
 
 def _history(kept: dict[str, Any]) -> History:
     curve, last = kept.pop("curve"), kept.pop("last")
-    rows = [dict(zip(CURVE, row, strict=True)) for row in zip(*(curve[name] for name in CURVE), strict=True)]
-    points = [Point(**row, seconds=math.nan, cpu_seconds=math.nan) for row in rows[:-1]]
-    return History(**kept, points=[*points, Point(**rows[-1], **last)])
+    rows = [dict(zip(curve, row, strict=True)) for row in zip(*curve.values(), strict=True)]
+    points = [Point(**{**_UNKNOWN, **row}) for row in rows]
+    return History(**kept, points=[*points, Point(**last)])
 
 
 def _difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

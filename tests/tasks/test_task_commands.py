@@ -300,7 +300,7 @@ def test_results_fills_the_page_and_draws_the_curves(tmp_path: Path) -> None:
 
 def test_a_summary_keeps_settings_curves_and_last_points(tmp_path: Path) -> None:
     points = [
-        {"update": 0, "examples": 0, "seconds": 0.5, "loss": 1 / 3, "accuracy": 0.25, "tokens": 0, "cpu_seconds": 0.1},
+        {"update": 0, "examples": 0, "seconds": 0.5, "loss": 1 / 3, "accuracy": 0.25, "tokens": 0},
         {**HISTORY["points"][0], "training_loss": 0.75, "learning_rate": 1e-3, "tokens": 7},  # type: ignore[index]
     ]
     folder = tmp_path / "raw"
@@ -325,9 +325,8 @@ def test_a_summary_keeps_settings_curves_and_last_points(tmp_path: Path) -> None
         assert replace(new, points=[]) == replace(old, points=[], levels={"chance": 0.3333333})
         assert new.final == old.final
         first = new.points[0]
-        assert (first.update, first.examples, first.loss, first.accuracy) == (0, 0, 0.3333333, 0.25)
-        assert math.isnan(first.seconds)
-        assert math.isnan(first.cpu_seconds)
+        assert (first.update, first.accuracy) == (0, 0.25)
+        assert all(math.isnan(value) for value in (first.loss, first.seconds, first.cpu_seconds))
     assert path.read_text().count('"chance"') == 1  # what runs have in common is written once
 
 
@@ -338,6 +337,13 @@ def test_a_summary_is_of_runs_alike(tmp_path: Path) -> None:
     run = History.read(tmp_path / "one.json")
     with pytest.raises(ValueError, match="the same fields of model, got core and core, slots"):
         summary.write([run, replace(run, model={"core": "rmc", "slots": 2})], tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"first": {}}', '{"first": {"last": 1}, "others": [2]}'])
+def test_a_damaged_summary_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / summary.NAME).write_text(text)
+    with pytest.raises(ValueError, match=r"runs\.json must be a summary of runs"):
+        read_runs(tmp_path)
 
 
 def test_the_results_that_are_committed_are_small() -> None:

@@ -107,7 +107,7 @@ def _entry(results: Results, versions: list[str], entry: Entry, kernels: tuple[s
         f"{tile.warps} warps ({tiles.AMD_WARPS} on gfx942), {tile.stages} stages. "
         f"{entry.reason[0].upper()}{entry.reason[1:]}.\n\n"
     )
-    rows = []
+    rows: dict[tuple[str, ...], list[str]] = {}
     for kernel in kernels:
         for target in TARGETS:
             for kind in kinds(entry, target):
@@ -116,8 +116,9 @@ def _entry(results: Results, versions: list[str], entry: Entry, kernels: tuple[s
                 if found:
                     name = f"{target}, TF32" if kind == "tf32" else target
                     figures = map(_together, zip(*found.values(), strict=True))
-                    rows.append(_row(kernel, name, ", ".join(found), *figures))
-    yield from (*_head(*_COLUMNS), *rows) if rows else ("Not yet compiled.\n",)
+                    rows.setdefault((kernel, ", ".join(found), *figures), []).append(name)
+    alike = (_row(kernel, ", ".join(names), *rest) for (kernel, *rest), names in rows.items())
+    yield from (*_head(*_COLUMNS), *alike) if rows else ("Not yet compiled.\n",)
 
 
 def _head(*columns: str) -> Iterable[str]:

@@ -52,12 +52,7 @@ def reasons() -> list[Reason]:
 
 def survivors(summary: results.Summary) -> list[str]:
     """ "file: name" of each survivor of a part that no run explains."""
-    return [
-        f"{file}: {key}"
-        for file, outcomes in summary["survivors"].items()
-        for key, outcome in outcomes.items()
-        if outcome == SURVIVED
-    ]
+    return [f"{file}: {key}" for file, keys in summary["survivors"].items() for key in keys]
 
 
 def render(text: str, found: Mapping[str, results.Summary], why: Sequence[Reason]) -> str:
@@ -117,12 +112,8 @@ def _survivors(summary: results.Summary, why: Sequence[Reason]) -> str:
     for reason in why:
         here = [name for name in reason["mutants"] if name in left]
         if here:
-            lines += [f"* {reason['why']} ({len(here)})", *(f"  * {name}" for name in here)]
+            lines.append(f"* {reason['why']} ({len(here)})")
             left = [name for name in left if name not in here]
     if left:
         lines += [f"* **Not explained** ({len(left)})", *(f"  * {name}" for name in left)]
-    for file, outcomes in summary["survivors"].items():
-        explained = [f"{key}: {outcome}" for key, outcome in outcomes.items() if outcome != SURVIVED]
-        if explained:
-            lines += [f"* {file}", *(f"  * {line}" for line in explained)]
-    return "\n".join(lines or ["No survivor."]) + "\n"
+    return "\n".join(lines or ["No unexplained survivor."]) + "\n"

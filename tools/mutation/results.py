@@ -23,12 +23,12 @@ class Summary(TypedDict):
     Attributes:
         made: mutants that the rules make, by file.
         outcomes: how many of them were killed, raised, ..., by file.
-        survivors: what became of those that were not killed, by file and name.
+        survivors: names of those that survived, by file.
     """
 
     made: dict[str, int]
     outcomes: dict[str, dict[str, int]]
-    survivors: dict[str, dict[str, str]]
+    survivors: dict[str, list[str]]
 
 
 class Found:
@@ -67,8 +67,8 @@ class Found:
             counts = found["outcomes"].setdefault(job.file, {})
             kind = outcome.split(":")[0]
             counts[kind] = counts.get(kind, 0) + 1
-            if kind in LEFT:
-                found["survivors"].setdefault(job.file, {})[job.key] = outcome
+            if kind == SURVIVED:
+                found["survivors"].setdefault(job.file, []).append(job.key)
         return found
 
 

@@ -135,7 +135,7 @@ def test_every_function_has_its_turn() -> None:
 def outcomes(part: str, name: str) -> dict[str, str]:
     """What becomes of the mutants whose name has this, in a process of its own."""
     command = [sys.executable, "-W", "ignore", "-m", "tools.mutation", part, "--only", name]
-    found = subprocess.run(command, cwd=page.PAGE.parents[1], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True, check=True).stdout
     pairs = (line.split(" | ", 1) for line in found.splitlines())
     return {key: outcome.split(":")[0] for outcome, key in pairs}
 
