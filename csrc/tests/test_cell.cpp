@@ -287,7 +287,10 @@ void test_interrupt(const Named& cell) {
 // Under the address sanitizer, what lies behind a part of the scratch memory may not be touched, down to the byte.
 void test_red_zones() {
 #ifdef __SANITIZE_ADDRESS__
-  auto bind = [](rmc::Bump& bump) { return std::pair(bump.take<char>(100), bump.take<char>(64)); };
+  auto bind = [](rmc::Bump& bump) {
+    const char* part = bump.take<char>(100);
+    return std::pair(part, bump.take<char>(64));
+  };
   const rmc::TaskScratch memory(rmc::TaskScratch::kTile, rmc::measured(bind));
   rmc::Bump bump(memory);
   const auto [first, second] = bind(bump);
