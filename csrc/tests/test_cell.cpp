@@ -288,7 +288,7 @@ void test_interrupt(const Named& cell) {
 void test_red_zones() {
 #ifdef __SANITIZE_ADDRESS__
   auto bind = [](rmc::Bump& bump) {
-    const char* part = bump.take<char>(100);
+    char* part = bump.take<char>(100);
     return std::pair(part, bump.take<char>(64));
   };
   const rmc::TaskScratch memory(rmc::TaskScratch::kTile, rmc::measured(bind));
