@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,7 +100,7 @@ def test_an_unknown_argument() -> None:
         _layer(slots=3)
     with pytest.raises(TypeError, match="no argument 'num_heads'"):
         RelationalMemory.from_spec(SPECS["sonnet"], num_heads=2)
-    with pytest.raises(TypeError, match="spec takes a CellSpec"):
+    with pytest.raises(TypeError, match="spec must be a CellSpec"):
         RelationalMemory.from_spec("sonnet")  # type: ignore[arg-type]
 
 
@@ -110,16 +111,27 @@ CALL: list[tuple[str, dict[str, Any], type[Exception]]] = [
     ("x", {"x": torch.zeros(1, 2, 3, 5)}, ValueError),
     ("x", {"x": torch.zeros(2, 3, 5, dtype=torch.int64)}, TypeError),
     ("x", {"x": torch.zeros(2, 3, 5, dtype=torch.complex64)}, TypeError),
-    ("params", {"x": X.double()}, TypeError),
-    ("params", {"x": X.bfloat16()}, TypeError),
-    ("params", {"x": X.to(META)}, TypeError),
+    ("x", {"x": X.double()}, TypeError),
+    ("x", {"x": X.bfloat16()}, TypeError),
+    ("x", {"x": X.to(META)}, TypeError),
     ("memory", {"memory": torch.zeros(2, 3, 5)}, ValueError),
     ("memory", {"memory": torch.zeros(3, 3, 4)}, ValueError),
     ("memory", {"memory": torch.zeros(2, 12)}, ValueError),
     ("memory", {"memory": (torch.zeros(2, 3, 4),)}, TypeError),
     ("memory", {"memory": torch.zeros(2, 3, 4, dtype=torch.float64)}, TypeError),
     ("memory", {"memory": torch.zeros(2, 3, 4, device=META)}, ValueError),
-    ("lengths", {"lengths": [1, 2]}, TypeError),
+    ("lengths", {"lengths": [1, 2, 3]}, ValueError),
+    ("lengths", {"lengths": [1, 4]}, ValueError),
+    ("lengths", {"lengths": [2**70, 1]}, ValueError),
+    ("lengths", {"lengths": [-1, 1]}, ValueError),
+    ("lengths", {"lengths": [1.0, 2.0]}, TypeError),
+    ("lengths", {"lengths": [True, False]}, TypeError),
+    ("lengths", {"lengths": [[1, 2]]}, TypeError),
+    ("lengths", {"lengths": np.array([1.0, 2.0])}, TypeError),
+    ("lengths", {"lengths": np.array([[1, 2]])}, TypeError),
+    ("lengths", {"lengths": {1, 2}}, TypeError),
+    ("lengths", {"lengths": 2}, TypeError),
+    ("lengths", {"lengths": "12"}, TypeError),
     ("lengths", {"lengths": torch.tensor([1.0, 2.0])}, TypeError),
     ("lengths", {"lengths": torch.tensor([True, False])}, TypeError),
     ("lengths", {"lengths": torch.tensor([1, 2, 3])}, ValueError),
@@ -144,7 +156,7 @@ def test_layer_call(name: str, arguments: dict[str, Any], error: type[Exception]
 
 @pytest.mark.parametrize(
     ("name", "arguments", "error"),
-    [case for case in CALL if case[0] in ("memory", "params")]
+    [case for case in CALL if case[0] == "memory" or ("x" in case[1] and case[2] is TypeError)]
     + [("x", {"x": torch.zeros(2, 4)}, ValueError), ("x", {"x": None}, TypeError)],
 )
 def test_cell_call(name: str, arguments: dict[str, Any], error: type[Exception]) -> None:
@@ -168,7 +180,7 @@ def test_packed_sequences_bring_their_own_lengths() -> None:
     packed = torch.nn.utils.rnn.pack_padded_sequence(X, torch.tensor([3, 2]), batch_first=True)
     with pytest.raises(ValueError, match="lengths"):
         _layer()(packed, lengths=torch.tensor([3, 2]))
-    with pytest.raises(ValueError, match="x takes packed rows"):
+    with pytest.raises(ValueError, match=r"x must be a PackedSequence of rows \[6\], got rows \[5\]"):
         _layer(input_size=6)(packed)
 
 
@@ -180,46 +192,56 @@ def test_function() -> None:
         with pytest.raises(error, match=match):
             relational_memory(**{**good, **changes})
 
-    refused(TypeError, "spec takes a CellSpec", spec="sonnet")
-    refused(TypeError, "params takes a mapping", params=list(case.params.values()))
+    refused(TypeError, "spec must be a CellSpec", spec="sonnet")
+    refused(TypeError, "params must be a mapping", params=list(case.params.values()))
     without = {name: value for name, value in case.params.items() if name != "mlp.1.bias"}
     refused(ValueError, r"missing: \['mlp.1.bias'\]", params=without)
     refused(ValueError, r"unknown: \['extra'\]", params={**case.params, "extra": X})
-    refused(ValueError, r"params\['mlp.0.bias'\] takes shape", params={**case.params, "mlp.0.bias": X})
-    refused(TypeError, r"params\['mlp.0.bias'\] takes a tensor", params={**case.params, "mlp.0.bias": 1.0})
-    refused(TypeError, r"params\['mlp.0.bias'\] takes the dtype", params={**case.params, "mlp.0.bias": torch.zeros(8)})
+    refused(
+        ValueError, r"params\['mlp.0.bias'\] must be \[8\], got \[2, 3, 5\]", params={**case.params, "mlp.0.bias": X}
+    )
+    refused(
+        TypeError, r"params\['mlp.0.bias'\] must be a tensor \[8\], got 1.0", params={**case.params, "mlp.0.bias": 1.0}
+    )
+    refused(
+        TypeError,
+        r"params\['mlp.0.bias'\] must be torch.float64 on cpu, as x",
+        params={**case.params, "mlp.0.bias": torch.zeros(8)},
+    )
     refused(TypeError, "memory", memory=None)
-    refused(ValueError, "reset_memory takes the memory that resets load", reset_memory=None)
-    refused(ValueError, "reset_memory takes None", resets=None)
-    refused(ValueError, "reset_memory takes shape", reset_memory=torch.zeros(4, 4, dtype=torch.float64))
-    refused(ValueError, "backend takes one of", backend="gpu")
-    refused(ValueError, "recompute takes one of", recompute=None)
-    refused(ValueError, "dropout_mask takes shape", dropout_mask=torch.zeros(1, dtype=torch.float64))
-    refused(TypeError, "dropout_mask takes", dropout_mask=0.1)
+    refused(ValueError, "reset_memory must be the memory that resets load", reset_memory=None)
+    refused(ValueError, "reset_memory requires resets", resets=None)
+    four = torch.zeros(4, 4, dtype=torch.float64)
+    refused(ValueError, r"reset_memory must be \[N, D\] = \[3, 8\], got \[4, 4\]", reset_memory=four)
+    refused(ValueError, r"reset_memory must be \[B, N, D\] = \[3, 3, 8\], got \[1, 4, 4\]", reset_memory=four[None])
+    refused(ValueError, "backend must be one of", backend="gpu")
+    refused(ValueError, "recompute must be one of", recompute=None)
+    refused(ValueError, r"dropout_mask must be \[B, T, H, N, S\] = ", dropout_mask=torch.zeros(1, dtype=torch.float64))
+    refused(TypeError, "dropout_mask must be a", dropout_mask=0.1)
     several = draw(SPECS["blocks"])
-    with pytest.raises(ValueError, match="dropout_mask is for one-block cells"):
+    with pytest.raises(ValueError, match="dropout_mask must be None for l0sg"):
         relational_memory(**several.arguments(), dropout_mask=torch.zeros(1))
 
 
 def test_explain() -> None:
-    with pytest.raises(TypeError, match="spec takes a CellSpec"):
+    with pytest.raises(TypeError, match="spec must be a CellSpec"):
         explain("sonnet", X)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="x takes a floating-point tensor"):
+    with pytest.raises(TypeError, match="x must be a floating-point tensor"):
         explain(SPECS["sonnet"], torch.zeros(1, dtype=torch.int64))
-    with pytest.raises(TypeError, match="x takes a floating-point tensor"):
+    with pytest.raises(TypeError, match="x must be a floating-point tensor"):
         explain(SPECS["sonnet"], 1.0)  # type: ignore[arg-type]
 
 
 def test_read_head() -> None:
-    with pytest.raises(ValueError, match="read_head takes one of"):
+    with pytest.raises(ValueError, match="read_head must be one of"):
         ReadHead("max", 2, 3)
     with pytest.raises(ValueError, match="mem_slots"):
         ReadHead("mean", 0, 3)
     with pytest.raises(TypeError, match="mem_size"):
         ReadHead("mean", 2, 3.0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="memory takes a tensor of shape"):
+    with pytest.raises(ValueError, match=r"memory must be \[..., 2, 3\], got \[4, 3, 2\]"):
         ReadHead("mean", 2, 3)(torch.zeros(4, 3, 2))
-    with pytest.raises(TypeError, match="memory takes a tensor of shape"):
+    with pytest.raises(TypeError, match=r"memory must be a tensor \[..., 2, 3\], got None"):
         ReadHead("mean", 2, 3)(None)
 
 
