@@ -176,7 +176,8 @@ def _parameter_list(params: Mapping[str, Tensor], spec: CellSpec) -> tuple[Tenso
         raise TypeError(f"params must be a mapping from parameter names to tensors, got {errors.describe(params)}")
     shapes = spec.parameter_shapes
     if params.keys() != shapes.keys():
-        missing, unknown = sorted(shapes.keys() - params.keys()), sorted(map(str, params.keys() - shapes.keys()))
+        missing = sorted(shapes.keys() - params.keys())
+        unknown = sorted(key if isinstance(key, str) else errors.describe(key) for key in params.keys() - shapes.keys())
         raise ValueError(f"params must have the names in spec.parameter_shapes; missing: {missing}, unknown: {unknown}")
     for name, shape in shapes.items():
         value = params[name]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from rmc_kernels import (
     CellSpec,
@@ -19,6 +24,7 @@ from rmc_kernels import (
     relational_memory,
 )
 from rmc_kernels.compat import l0sg, r2gen, sonnet
+from rmc_kernels.training import checkpointed, truncated
 from tests.cases import SPECS, draw
 
 X = torch.zeros(2, 3, 5)
@@ -146,6 +152,11 @@ CALL: list[tuple[str, dict[str, Any], type[Exception]]] = [
     ("resets", {"resets": torch.zeros(2, 3, dtype=torch.bool, device=META)}, ValueError),
     ("return_attention", {"return_attention": 1}, TypeError),
 ]
+with warnings.catch_warnings():  # torch calls each of these kinds a prototype
+    warnings.simplefilter("ignore")
+    CSR = X[0].to_sparse_csr()
+    RAGGED = [torch.nested.nested_tensor(list(X), layout=layout) for layout in (torch.jagged, torch.strided)]
+    QUANTIZED = torch.quantize_per_tensor(X, 0.1, 0, torch.quint8)
 
 
 @pytest.mark.parametrize(("name", "arguments", "error"), CALL)
@@ -165,6 +176,117 @@ def test_cell_call(name: str, arguments: dict[str, Any], error: type[Exception])
     given = {**arguments, "x": x[:, 0] if isinstance(x, torch.Tensor) and x.dim() == 3 else x}
     with pytest.raises(error, match=rf"^{name}\b"):
         cell(**given)
+
+
+@pytest.mark.parametrize("name", ["x", "memory", "lengths", "resets"])
+@pytest.mark.parametrize("value", RAGGED, ids=["jagged", "strided"])
+def test_ragged_batches(name: str, value: Tensor) -> None:
+    message = rf"^{name} must be .*, got a nested tensor \({value.layout}\); .* pass a PackedSequence or lengths$"
+    for call in (_layer(), _layer(batch_first=False)):
+        with pytest.raises(TypeError, match=message):
+            call(**{"x": X.transpose(0, 1) if not call.batch_first else X, name: value})
+    if name in ("x", "memory"):
+        with pytest.raises(TypeError, match=message):
+            RelationalMemoryCell(5, 3, 4, backend="reference")(**{"x": X[:, 0], name: value})
+        with pytest.raises(TypeError, match=message):
+            relational_memory(**{**draw(SPECS["sonnet"], dtype=torch.float32).arguments(), name: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            X.to_sparse(),
+            r"x must be a tensor \[B, T, 5\] or \[T, 5\], got a torch.sparse_coo tensor .*; call .to_dense\(\)",
+        ),
+        (CSR, r"got a torch.sparse_csr tensor of shape \[3, 5\]"),
+        (X.to_mkldnn(), "got a torch._mkldnn tensor"),
+        (QUANTIZED, r"got torch.quint8; call .dequantize\(\)"),
+        (X.long(), "got torch.int64; convert it with .to.*, or embed ids with nn.Embedding"),
+        (torch.zeros(2, 3, dtype=torch.int64), "got torch.int64; .* embed ids with nn.Embedding"),
+        (X.numpy(), r"got a numpy array of shape \[2, 3, 5\], float32"),
+        (X.double(), "x must be torch.float32 on cpu, as the parameters are, got torch.float64 on cpu; convert x"),
+        (X.half(), "x must be torch.float32 on cpu, as the parameters are, got torch.float16 on cpu; convert x"),
+        (X.to(META), "x must be torch.float32 on cpu, as the parameters are, got torch.float32 on meta; convert x"),
+    ],
+)
+def test_x_of_another_kind(value: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        _layer()(value)
+
+
+@pytest.mark.parametrize("variant", ["sonnet", "l0sg"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("place", [torch.float16, torch.float64, META])
+def test_a_layer_of_another_dtype_or_device_blames_x(variant: str, backend: str, place: Any) -> None:
+    """Though l0sg's 0-d biases are taken in any dtype."""
+    made = RelationalMemory.from_spec(SPECS[variant], backend=backend).to(place)
+    dtype = made.get_parameter("mlp.0.weight").dtype
+    with pytest.raises(TypeError, match=f"^x must be {dtype} on {'meta' if place is META else 'cpu'}, as the param"):
+        made(torch.zeros(2, 3, 5))
+
+
+def test_one_parameter_of_another_dtype_is_blamed_itself() -> None:
+    made = _layer()
+    made.get_submodule("mlp.1").double()
+    with pytest.raises(
+        TypeError, match=r"^params\['mlp.1.weight'\] must be torch.float32 on cpu, as x is, got torch.float64"
+    ):
+        made(X)
+
+
+@dataclass
+class Holder:
+    memory: Tensor
+
+
+SECRET = torch.full((2, 3, 5), 7654321.0)
+SECRETS: list[Any] = [
+    SECRET,
+    SECRET[0, 0, 0],
+    SECRET.numpy(),
+    SECRET.tolist(),
+    [SECRET],
+    (SECRET, SECRET),
+    ((SECRET, SECRET), [SECRET.numpy()]),
+    {"memory": SECRET},
+    {SECRET: SECRET},
+    {7654321.0},
+    Holder(SECRET),
+    nn.Parameter(SECRET),
+    pack_padded_sequence(SECRET, [3, 2], batch_first=True),
+    SECRET.to_sparse(),
+    SECRET.long(),
+]
+
+
+@pytest.mark.parametrize("value", SECRETS, ids=lambda value: type(value).__name__)
+def test_no_message_shows_contents(value: Any) -> None:
+    """Every argument, as what it must not be: only types, shapes and counts may be told."""
+    good = draw(SPECS["sonnet"], ("resets",), dtype=torch.float32).arguments()
+    made, cell, head = _layer(), RelationalMemoryCell(5, 3, 4, backend="reference"), ReadHead("mean", 2, 4)
+    calls: list[Callable[[], Any]] = [
+        *[partial(made, **{"x": X, name: value}) for name in ("memory", "lengths", "resets", "return_attention")],
+        *[partial(_layer, **{case[0]: value}) for case in CONSTRUCTOR],
+        *[partial(relational_memory, **{**good, name: value}) for name in (*good, "lengths", "dropout_mask")],
+        partial(relational_memory, **{**good, "params": {**good["params"], "mlp.0.bias": value}}),
+        *[partial(function, made, X, chunk_steps=2, **{name: value}) for name in ("lengths", "resets")
+          for function in (checkpointed, lambda *a, **k: list(truncated(*a, **k)))],
+        partial(checkpointed, value, X, chunk_steps=2),
+        partial(checkpointed, made, X, chunk_steps=value),
+        partial(cell, X[:, 0], value),
+        partial(head, value),
+        partial(made.initial_memory, value),
+        partial(explain, value, X),
+        partial(explain, SPECS["sonnet"], [value]),  # type: ignore[arg-type]
+        partial(CellSpec.r2gen, 3, value),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises((TypeError, ValueError)) as raised:
+            call()
+        assert " must " in str(raised.value)
+        assert "7654321" not in str(raised.value)
+        assert "e+06" not in str(raised.value)
 
 
 def test_unbatched_and_time_first_resets() -> None:
