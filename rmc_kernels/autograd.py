@@ -69,6 +69,7 @@ def _unroll_backward(
 
 def _fake_forward(x: Tensor, memory: Tensor, params: Sequence[Tensor], *options: Any) -> tuple[Tensor, Tensor]:
     *_, spec_text, backend, save = options
+    _refuse_onnx(backend)
     spec = CellSpec.from_json(spec_text)
     batch, steps = x.shape[:2]
     size = BACKENDS[backend].activation_size(spec, batch, steps, x.dtype) if save else 0
@@ -159,8 +160,18 @@ def run_forward(spec: CellSpec, backend: str, call: Call, save: bool) -> tuple[T
     """Memories and activations of `call`, outside autograd."""
     if is_plain(call.x, call.memory, *call.params):
         return BACKENDS[backend].forward(spec, call, save)
+    _refuse_onnx(backend)
     memories, activations = torch.ops.rmc_kernels.unroll_forward(*_tensors(call), spec.as_json, backend, save)
     return memories, activations
+
+
+def _refuse_onnx(backend: str) -> None:
+    """Raises ValueError while torch.onnx exports: its own message would be that it does not know an operator."""
+    if torch.onnx.is_in_onnx_export():
+        raise ValueError(
+            f'ONNX has no operator for the kernels of backend "{backend}": export a layer or cell made with '
+            'backend="reference"'
+        )
 
 
 def _tensors(call: Call) -> tuple[Any, ...]:

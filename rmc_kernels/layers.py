@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rmc_kernels import errors
-from rmc_kernels.module import MemoryModule
+from rmc_kernels.functional import Lengths
+from rmc_kernels.module import REQUIRED, MemoryModule
 from rmc_kernels.spec import CellSpec, GateStyle
 
 if TYPE_CHECKING:
@@ -43,14 +45,14 @@ class RelationalMemory(MemoryModule):
     Other variants of the cell: `RelationalMemory.from_spec(CellSpec.l0sg(...))` and so on.
 
     Raises:
-        TypeError, ValueError: naming the argument, what it got and what it takes.
+        TypeError, ValueError: naming the argument, what it must be and what it got.
     """
 
     def __init__(
         self,
-        input_size: int,
-        mem_slots: int,
-        head_size: int,
+        input_size: int = REQUIRED,
+        mem_slots: int = REQUIRED,
+        head_size: int = REQUIRED,
         num_heads: int = 1,
         *,
         num_blocks: int = 1,
@@ -114,7 +116,7 @@ class RelationalMemory(MemoryModule):
         x: Tensor | PackedSequence,
         memory: Tensor | None = None,
         *,
-        lengths: Tensor | None = None,
+        lengths: Lengths | None = None,
         resets: Tensor | None = None,
         return_attention: bool = False,
     ) -> Any:
@@ -124,7 +126,8 @@ class RelationalMemory(MemoryModule):
             x: [B, T, I], or [B, T, n, I] in matrix mode; unbatched [T, I] or [T, n, I]; T first if not `batch_first`.
                 A PackedSequence gives a PackedSequence back and brings its own lengths.
             memory: [B, N, D] (unbatched: [1, N, D]), or None for `initial_memory`.
-            lengths: [B] integers from 0 to T. Past its length an element's output is 0 and its memory frozen.
+            lengths: [B] integers from 0 to T: a tensor, a list or an array. Past its length an element's output is 0
+                and its memory frozen.
             resets: bool [B, T] ([T, B] if not `batch_first`; unbatched [T]); before such a step the element's memory
                 is replaced by `initial_memory`.
             return_attention: also return the attention weights; runs on the reference whatever the backend.
@@ -137,7 +140,7 @@ class RelationalMemory(MemoryModule):
                 `S` rows (slots, then input rows), before dropout; [T, B, ...] if not `batch_first`.
 
         Raises:
-            TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
+            TypeError, ValueError: before anything is computed, naming the argument, what it must be and what it got.
         """
         errors.boolean("return_attention", return_attention)
         if isinstance(x, PackedSequence):
@@ -151,7 +154,7 @@ class RelationalMemory(MemoryModule):
             return self._forward_unbatched(x, memory, lengths, resets, return_attention)
         if not self.batch_first:
             x = x.transpose(0, 1)
-            resets = self._transposed_resets(resets)
+            resets = _transposed_resets(resets, x)
         output, final, weights = self._unroll(x, memory, lengths, resets, return_attention)
         if not self.batch_first:
             output = output.transpose(0, 1)
@@ -165,13 +168,15 @@ class RelationalMemory(MemoryModule):
         return super().extra_repr() + ("" if self.batch_first else ", batch_first=False")
 
     def _forward_unbatched(
-        self, x: Tensor, memory: Tensor | None, lengths: Tensor | None, resets: Tensor | None, attention: bool
+        self, x: Tensor, memory: Tensor | None, lengths: Lengths | None, resets: Tensor | None, attention: bool
     ) -> Any:
         if isinstance(lengths, Tensor) and lengths.dim() == 0:
             lengths = lengths[None]
+        elif isinstance(lengths, Integral):
+            lengths = [lengths]
         if resets is not None:
-            if not isinstance(resets, Tensor) or resets.shape != x.shape[:1]:
-                _wrong_resets(resets, f"({x.shape[0]},)")
+            if errors.is_tensor("resets", resets, "a bool tensor [T]").shape != x.shape[:1]:
+                raise ValueError(f"resets must be [T] = {list(x.shape[:1])}, got {list(resets.shape)}")
             resets = resets[None]
         output, final, weights = self._unroll(x[None], memory, lengths, resets, attention)
         return (output[0], final) if weights is None else (output[0], final, weights[0])
@@ -180,16 +185,17 @@ class RelationalMemory(MemoryModule):
         self,
         x: PackedSequence,
         memory: Tensor | None,
-        lengths: Tensor | None,
+        lengths: Lengths | None,
         resets: Tensor | None,
         attention: bool,
     ) -> Any:
         if lengths is not None:
-            raise ValueError("lengths takes None where x is a PackedSequence, which brings its own")
+            raise ValueError("lengths must be None where x is a PackedSequence, which brings its own")
+        if x.data.shape[1:] != self.spec.input_shape:
+            sizes, got = list(self.spec.input_shape), list(x.data.shape[1:])
+            raise ValueError(f"x must be a PackedSequence of rows {sizes}, got rows {got}")
         padded, own = pad_packed_sequence(x, batch_first=True)
-        if padded.shape[2:] != self.spec.input_shape:
-            raise ValueError(f"x takes packed rows of shape {self.spec.input_shape}, got {tuple(x.data.shape[1:])}")
-        resets = resets if self.batch_first else self._transposed_resets(resets)
+        resets = resets if self.batch_first else _transposed_resets(resets, padded)
         output, final, weights = self._unroll(padded, memory, own, resets, attention)
         if x.sorted_indices is not None:
             output = output.index_select(0, x.sorted_indices)
@@ -199,13 +205,6 @@ class RelationalMemory(MemoryModule):
         if weights is None:
             return packed, final
         return packed, final, weights if self.batch_first else weights.transpose(0, 1)
-
-    def _transposed_resets(self, resets: Tensor | None) -> Tensor | None:
-        if resets is None:
-            return None
-        if not isinstance(resets, Tensor) or resets.dim() != 2:
-            _wrong_resets(resets, "[T, B]")
-        return resets.t()
 
 
 class RelationalMemoryCell(MemoryModule):
@@ -238,7 +237,7 @@ class RelationalMemoryCell(MemoryModule):
                 be resized.
 
         Raises:
-            TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
+            TypeError, ValueError: before anything is computed, naming the argument, what it must be and what it got.
         """
         found = None if memory is None else self._inference(x, memory, sequence=False)
         if found is not None:
@@ -251,6 +250,11 @@ class RelationalMemoryCell(MemoryModule):
     _called = forward
 
 
-def _wrong_resets(resets: object, takes: str) -> NoReturn:
-    error = ValueError if isinstance(resets, Tensor) else TypeError
-    raise error(f"resets takes a bool tensor of shape {takes}, got {errors.describe(resets)}")
+def _transposed_resets(resets: Tensor | None, x: Tensor) -> Tensor | None:
+    """Resets [T, B] as [B, T], for x [B, T, ...]; their shape is checked in the order that the caller knows."""
+    if resets is None:
+        return None
+    shape = (x.shape[1], x.shape[0])
+    if errors.is_tensor("resets", resets, "a bool tensor [T, B]").shape != shape:
+        raise ValueError(f"resets must be [T, B] = {list(shape)}, got {list(resets.shape)}")
+    return resets.t()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,18 @@ from rmc_kernels import backends, errors, initial
 from rmc_kernels.direct import direct
 from rmc_kernels.functional import (
     RECOMPUTE,
+    Lengths,
     Options,
     attention_dropout,
     compute_dtype,
+    is_input,
+    lengths_tensor,
     memory_dtype,
+    not_input,
     relational_memory,
     with_attention,
 )
+from rmc_kernels.leaf import LeafModule
 from rmc_kernels.read_heads import ReadHead
 from rmc_kernels.spec import CellSpec, GateStyle
 
@@ -38,7 +44,18 @@ _INSTEAD = {
     "dropout": "put nn.Dropout around the layer; attention dropout belongs to CellSpec.r2gen",
     "bias": "every Linear of the cell has a bias",
     "nonlinearity": "the cell's nonlinearities are part of its definition",
+    "batch_first": "a cell takes one step, [B, I]",
 }
+
+
+class _Required:
+    """The default of an argument that must be given: left to Python, its message would come before ours."""
+
+    def __repr__(self) -> str:
+        return "<required>"
+
+
+REQUIRED: Any = _Required()
 
 #: What C++ does in its place, which another `forward` of that class would not be.
 _READ = ReadHead.forward
@@ -51,7 +68,7 @@ class _Weights(nn.Module):
         return ", ".join(f"{name}={tuple(value.shape)}" for name, value in self.named_parameters(recurse=False))
 
 
-class MemoryModule(nn.Module):
+class MemoryModule(LeafModule):
     """What the layer and the cell share: parameters, initial memory, read head, choice of backend."""
 
     spec: CellSpec
@@ -61,9 +78,9 @@ class MemoryModule(nn.Module):
 
     def __init__(
         self,
-        input_size: int,
-        mem_slots: int,
-        head_size: int,
+        input_size: int = REQUIRED,
+        mem_slots: int = REQUIRED,
+        head_size: int = REQUIRED,
         num_heads: int = 1,
         *,
         num_blocks: int = 1,
@@ -83,10 +100,17 @@ class MemoryModule(nn.Module):
     ) -> None:
         super().__init__()
         _refuse(type(self), unknown)
+        _require(type(self), input_size=input_size, mem_slots=mem_slots, head_size=head_size)
         spec = CellSpec.sonnet(
             input_size, mem_slots, head_size, num_heads, num_blocks, forget_bias, input_bias, gate_style,
             attention_mlp_layers, key_size, input_rows,
         )  # fmt: skip
+        if spec.num_heads == 1 and spec.head_size <= 4 and spec.mem_slots >= 8 * spec.head_size:
+            warnings.warn(
+                f"{type(self).__name__} has mem_slots={spec.mem_slots} slots of head_size={spec.head_size} units; "
+                "these are not the hidden_size and num_layers of nn.LSTM",
+                stacklevel=2 if type(self).__init__ is MemoryModule.__init__ else 3,
+            )
         self._setup(spec, initial_memory, read_head, backend, recompute, device, dtype)
 
     @classmethod
@@ -120,12 +144,12 @@ class MemoryModule(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         if not isinstance(spec, CellSpec):
-            raise TypeError(f"spec takes a CellSpec, got {errors.describe(spec)}")
+            raise TypeError(f"spec must be a CellSpec, got {errors.describe(spec)}")
         errors.one_of("initial_memory", initial_memory, initial.MEMORY_MODES)
         errors.one_of("backend", backend, backends.CHOICES)
         errors.one_of("recompute", recompute, RECOMPUTE)
         if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
-            raise TypeError(f"dtype takes a floating-point torch.dtype or None, got {errors.describe(dtype)}")
+            raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {errors.describe(dtype)}")
         self.spec, self.backend, self.recompute = spec, backend, recompute
         self.initial_memory_mode = initial_memory
         self._owners: dict[tuple[str, ...], dict[str, str]] = {}  # path of a module -> leaf -> name of the parameter
@@ -171,8 +195,18 @@ class MemoryModule(nn.Module):
         return initial.memory(self.initial_memory_mode, self.spec, batch_size, like.device, dtype)
 
     @property
+    def input_size(self) -> int:
+        """Features `I` of the input."""
+        return self.spec.input_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Units of one element's memory, `N * D`: what nn.LSTM calls so. `output_size` is that of the output."""
+        return self.spec.mem_slots * self.spec.mem_size
+
+    @property
     def output_size(self) -> int:
-        """Features of one step's output."""
+        """Features of one step's output: `hidden_size`, or `D` with another read head than "concat"."""
         return self.read_head.output_size
 
     def flatten_parameters(self) -> None:
@@ -303,22 +337,25 @@ class MemoryModule(nn.Module):
     def _leading_axes(self, x: Tensor, axes: str) -> int:
         """How many axes stand before one step's input: all of `axes`, or one fewer where x is unbatched."""
         sizes = self.spec.input_shape
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x takes a tensor {self._input_layout(axes)}, got {errors.describe(x)}")
+        if not is_input(x):
+            raise not_input(x, self._input_layout(axes))
         extra, most = x.dim() - len(sizes), axes.count(",") + 1
         if extra not in (most - 1, most) or x.shape[extra:] != sizes:
-            raise ValueError(f"x takes shape {self._input_layout(axes)}, or without B; got {tuple(x.shape)}")
+            raise ValueError(f"x must be {self._input_layout(axes)}, got {list(x.shape)}")
         return extra
 
     def _input_layout(self, axes: str) -> str:
-        names = "I" if self.spec.input_rows is None else "n, I"
-        return f"[{axes}, {names}] with {names} = {', '.join(map(str, self.spec.input_shape))}"
+        """The shapes of a batched and an unbatched x."""
+        sizes = ", ".join(map(str, self.spec.input_shape))
+        without = ", ".join(axis for axis in axes.split(", ") if axis != "B")
+        return f"[{axes}, {sizes}] or [{without + ', ' if without else ''}{sizes}]"
 
     def _unroll(
-        self, x: Tensor, memory: Tensor | None, lengths: Tensor | None, resets: Tensor | None, attention: bool
+        self, x: Tensor, memory: Tensor | None, lengths: Lengths | None, resets: Tensor | None, attention: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Output [B, T, ...], final memory, attention; x is [B, T, ...], its shape checked."""
         batch, steps = x.shape[:2]
+        lengths = None if lengths is None else lengths_tensor(lengths, steps)
         spec = self.spec
         start = self._initial_memory(batch) if memory is None or resets is not None else None
         mask = attention_dropout(x, spec, spec.dropout) if self.training and spec.dropout else None
@@ -355,6 +392,17 @@ def weight(owner: nn.Module, leaf: str) -> Tensor:
 
 
 def _refuse(cls: type, unknown: dict[str, Any]) -> None:
-    for name in unknown:
-        hint = _INSTEAD.get(name)
-        raise TypeError(f"{cls.__name__} has no argument {name!r}" + (f": {hint}" if hint else ""))
+    """Raises TypeError for arguments that there are not, with what to do instead of nn.LSTM's."""
+    if unknown:
+        found = [f"{name!r}" + (f" ({_INSTEAD[name]})" if name in _INSTEAD else "") for name in unknown]
+        raise TypeError(f"{cls.__name__} has no argument {'; nor '.join(found)}")
+
+
+def _require(cls: type, **given: Any) -> None:
+    """Raises TypeError for arguments that were left out: a newcomer's `(input_size, hidden_size)` lacks head_size."""
+    missing = [name for name, value in given.items() if value is REQUIRED]
+    if missing:
+        raise TypeError(
+            f"{cls.__name__} requires {', '.join(missing)}: {_INSTEAD['hidden_size']}, in place of the hidden_size "
+            f"of nn.LSTM; write {cls.__name__}(input_size, mem_slots=4, head_size=16, num_heads=2)"
+        )

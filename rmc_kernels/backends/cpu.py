@@ -15,23 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmc_kernels.backends import extension
 from rmc_kernels.backends.protocol import HALF_TYPES, Call
 from rmc_kernels.backends.weights import addresses, as_read, frozen_block, frozen_weights, readable
 from rmc_kernels.spec import CellSpec
 
 __all__ = ["ISAS", "CpuBackend", "allow_amx_split", "bound_step", "cell", "forced_isa", "frozen_weights", "kernels"]
 
-try:
-    from rmc_kernels import _C
-
-    _missing: str | None = None
-    #: The instruction sets of this build and machine, the plainest first.
-    ISAS: tuple[str, ...] = tuple(_C.isas())
-except ImportError as error:  # built without a compiler, or for another Python
-    _C = None  # type: ignore[assignment]
-    _missing = str(error)
-    ISAS = ()
-
+_C = extension.native
+#: The instruction sets of this build and machine, the plainest first.
+ISAS: tuple[str, ...] = tuple(_C.isas()) if _C else ()
 #: Those of them that multiply bf16 numbers. float32 on the first is that of "avx512".
 BFLOAT16_ISAS = tuple(isa for isa in ISAS if isa in ("avx512bf16", "amx"))
 _VECTORS = next((isa for isa in reversed(ISAS) if isa not in BFLOAT16_ISAS), "")
@@ -86,7 +79,8 @@ def bound_step(config: dict[str, object]) -> Callable[[object, object, object, b
     Raises:
         ValueError: the parameters do not lie as the C++ code reads them.
     """
-    return _C.bound_step(config)
+    step: Callable[[object, object, object, bool], Any] = _C.bound_step(config)
+    return step
 
 
 def kernels(dtype: torch.dtype, forced: str) -> tuple[Kernels, Kernels]:
@@ -122,16 +116,14 @@ class CpuBackend:
 
     def unavailable(self) -> str | None:
         """Why the extension cannot be used, or None."""
-        if _missing is not None:
-            return f"the C++ extension is missing ({_missing}); install with a C++17 compiler to build it"
-        return None
+        return extension.missing
 
     def refuses(self, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str | None:
         """See `Backend.refuses`."""
         if device.type != "cpu":
-            return f"CPU tensors only, got {device}"
+            return f"x must be on the CPU, got {device}"
         if dtype is torch.float64 and not self._test_double:
-            return f"float32, bfloat16 or float16 only, got {dtype}"
+            return f"x must be float32, bfloat16 or float16, got {dtype}"
         return None
 
     def passed_over(self, device: torch.device) -> str | None:

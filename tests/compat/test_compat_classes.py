@@ -277,9 +277,12 @@ def test_copies_and_pickles(copied: Any) -> None:
         (lambda m: m(torch.zeros(2, 4, 6), m.initial_state(2)), r"inputs takes shape \[B, T, 5\], got \(2, 4, 6\)"),
         (lambda m: m(torch.zeros(2, 4, 5).long(), m.initial_state(2)), "inputs takes a floating-point tensor"),
         (lambda m: m(torch.zeros(2, 0, 5), m.initial_state(2)), "inputs takes at least one step"),
-        (lambda m: m(torch.zeros(2, 4, 5), torch.zeros(2, 3, 7)), r"memory takes shape \(2, 3, 8\), got \(2, 3, 7\)"),
-        (lambda m: m(torch.zeros(2, 4, 5), None), "memory takes a tensor, got None"),
-        (lambda m: m.forward_step(torch.zeros(2, 5), None), r"memory takes a tensor \[B, 3, 8\], got None"),
+        (
+            lambda m: m(torch.zeros(2, 4, 5), torch.zeros(2, 3, 7)),
+            r"memory must be \[B, N, D\] = \[2, 3, 8\], got \[2, 3, 7\]",
+        ),
+        (lambda m: m(torch.zeros(2, 4, 5), None), "memory must be a tensor, got None"),
+        (lambda m: m.forward_step(torch.zeros(2, 5), None), r"memory must be a tensor \[B, 3, 8\], got None"),
         (lambda m: m.forward_step(torch.zeros(2, 6), m.initial_state(2)), r"inputs takes shape \[B, 5\], got \(2, 6\)"),
         (
             lambda m: m(torch.zeros(2, 4, 5).double(), m.initial_state(2)),
@@ -290,9 +293,9 @@ def test_copies_and_pickles(copied: Any) -> None:
             r"input takes shape \[B, 8\], got \(2, 7\)",
         ),
         (lambda m: m.forward_step(torch.zeros(2, 2, 5), m.initial_state(2), True), "inputs takes one row a step"),
-        (lambda m: m.initial_state(-1), "batch_size takes an int of at least 0, got -1"),
-        (lambda m: type(m)(3, 4, 5, backend="gpu"), "backend takes one of"),
-        (lambda m: r2gen.RelationalMemory(3, 8, 3), "d_model takes a multiple of num_heads"),
+        (lambda m: m.initial_state(-1), "batch_size must be an int of at least 0, got -1"),
+        (lambda m: type(m)(3, 4, 5, backend="gpu"), "backend must be one of"),
+        (lambda m: r2gen.RelationalMemory(3, 8, 3), "d_model must be a multiple of num_heads"),
     ],
 )
 def test_errors_name_the_argument(call: Any, message: str) -> None:

@@ -352,7 +352,7 @@ def test_refuses() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         assert backend.refuses(spec, dtype, torch.device("cpu")) is None
     found = backend.refuses(spec, torch.float64, torch.device("cpu"))
-    assert found == "float32, bfloat16 or float16 only, got torch.float64"
+    assert found == "x must be float32, bfloat16 or float16, got torch.float64"
     assert "CPU" in str(backend.refuses(spec, torch.float32, torch.device("cuda:0")))
 
 
