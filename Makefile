@@ -89,7 +89,7 @@ lint: setup
 	$(SAY) "mypy --strict"
 	$(VENV)/bin/mypy
 	$(SAY) "contracts of imports"
-	$(VENV)/bin/lint-imports --no-logo
+	$(VENV)/bin/lint-imports --no-logo --cache-dir build/import-linter
 	$(SAY) "clang-format"
 	$(VENV)/bin/clang-format --dry-run -Werror $(CSRC)
 	$(SAY) "csrc with -Werror"

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <vector>
 
-#include "common/dlpack.h"
+#include "python/dlpack.h"
 
 namespace rmc {
 

@@ -1,4 +1,4 @@
-#include "bindings.h"
+#include "python/bindings.h"
 
 #include "python/without_gil.h"
 

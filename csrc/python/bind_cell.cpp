@@ -7,11 +7,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "bindings.h"
-#include "cell/native.h"
 #include "common/interrupt.h"
 #include "common/parallel.h"
 #include "common/profile.h"
+#include "python/bindings.h"
+#include "python/native.h"
 #include "python/without_gil.h"
 
 namespace rmc {

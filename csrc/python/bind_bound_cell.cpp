@@ -8,12 +8,12 @@
 #include <stdexcept>
 #include <vector>
 
-#include "bindings.h"
-#include "cell/native.h"
-#include "cell/relied_on.h"
-#include "common/dlpack.h"
-#include "common/new_tensor.h"
 #include "common/profile.h"
+#include "python/bindings.h"
+#include "python/dlpack.h"
+#include "python/native.h"
+#include "python/new_tensor.h"
+#include "python/relied_on.h"
 
 namespace rmc {
 namespace {

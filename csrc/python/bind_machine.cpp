@@ -1,9 +1,9 @@
 #include <pybind11/stl.h>
 
-#include "bindings.h"
 #include "machine/ceilings.h"
 #include "machine/features.h"
 #include "machine/isa.h"
+#include "python/bindings.h"
 #include "python/without_gil.h"
 
 namespace py = pybind11;

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <initializer_list>
 
-#include "common/dlpack.h"
+#include "python/dlpack.h"
 
 namespace rmc {
 
