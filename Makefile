@@ -6,7 +6,7 @@
 #   make simulate  every Triton kernel compiled, and its PTX run by the simulator, without a GPU; goes on where it stopped
 #   make mutate    mutants of every backend, judged by a part of the tests; goes on where it stopped
 #   make matrix    the Triton kernels compiled with every tile for every target, without a GPU; writes its page
-#   make lint      ruff, mypy --strict, contracts of imports, clang-format, and csrc/ compiled with -Werror
+#   make lint      ruff, mypy --strict, directions of imports and includes, clang-format, and csrc/ compiled with -Werror
 #   make compatibility  run the tests of users' habits and write docs/compatibility.md from what passed
 #   make bench     the full benchmark of this machine's CPU
 #   make gpu       on a GPU, offline, with the ambient Python (PYTHON=...) and its torch and triton: verify, runtime checks,
@@ -88,8 +88,9 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(SAY) "mypy --strict"
 	$(VENV)/bin/mypy
-	$(SAY) "contracts of imports"
+	$(SAY) "directions of imports and includes"
 	$(VENV)/bin/lint-imports --no-logo --cache-dir build/import-linter
+	$(PY) -m tools.includes
 	$(SAY) "clang-format"
 	$(VENV)/bin/clang-format --dry-run -Werror $(CSRC)
 	$(SAY) "csrc with -Werror"

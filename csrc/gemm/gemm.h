@@ -15,6 +15,11 @@ namespace RMC_ISA {
 
 enum class Start { kBias, kAccumulate };
 
+// Where products are of tiles; in gemm/tile_gemm.h.
+template <class V>
+void tile_gemm(const Panels<V>& a, int64_t first_a, const float* packed, const float* bias, const Panels<V>& c,
+               int64_t first_c, int64_t count, Start start, bool relu);
+
 // Short chains are for accuracy: PyTorch sums a single row in many lanes at once. At B = 1, D = 256 the RMS error of
 // the memories was 2.0 times PyTorch's with blocks of 256, 1.6 with 128, 1.3 with 64; 64 costs at most 2 % of the time.
 constexpr int64_t kBlockK = 64;

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "common/scratch.h"
+#include "simd/vectors.h"
 
 namespace rmc {
 namespace RMC_ISA {

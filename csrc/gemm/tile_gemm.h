@@ -14,6 +14,7 @@
 
 #include "gemm/gemm.h"
 #include "gemm/pack.h"
+#include "gemm/product.h"
 #include "gemm/tiles.h"
 
 namespace rmc {

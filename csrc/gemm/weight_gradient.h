@@ -79,6 +79,10 @@ void vector_weight_gradient(const Panels<V>& dy, int64_t first, int64_t end, con
   }
 }
 
+// Where products are of tiles; in gemm/tile_gradient.h.
+template <class V>
+void tile_weight_gradient(const Panels<V>& dy, const Panels<V>& x, int64_t panels, float* out);
+
 template <class V>
 void weight_gradient(const Panels<V>& dy, const Panels<V>& x, int64_t panels, typename V::T* out) {
   if constexpr (V::kTerms > 0) {

@@ -8,8 +8,6 @@
 #include <string>
 
 #include "common/interrupt.h"
-#include "common/parallel.h"
-#include "common/profile.h"
 #include "python/bindings.h"
 #include "python/native.h"
 #include "python/without_gil.h"
@@ -48,12 +46,6 @@ Precision precision_of(const std::string& name) {
   throw std::invalid_argument("precision: got '" + name + "'");
 }
 
-py::dict read_profile() {
-  py::dict out;
-  for (int i = 0; i < static_cast<int>(Phase::kCount); i++) out[kPhaseNames[i]] = profile().nanoseconds[i].exchange(0);
-  return out;
-}
-
 // Whether a signal's handler raised; only Python's main thread runs handlers.
 bool signal_raised() {
   return WithoutGil::with_gil([] { return PyErr_CheckSignals() != 0; });
@@ -74,25 +66,6 @@ void register_cell(py::module_& m) {
       .def("pack", &Cell::pack)
       .def("forward", &Cell::forward)
       .def("backward", &Cell::backward);
-  m.def("parallel_regions", &parallel_regions, "How many parallel regions were entered so far.");
-  m.def("profile_enable", [](bool on) { profile().enabled = on; }, "Turns the phase timers on or off.");
-  m.def("time_steps", [](bool on) { profile().steps = on; }, "Turns the clock of `step_nanoseconds` on or off.");
-  m.def(
-      "step_nanoseconds", [] { return profile().step_nanoseconds.load(); }, "Of the kernel in the latest bound step.");
-  m.def("profile", &read_profile, "Nanoseconds of CPU time per phase since the last call, over all threads.");
-  m.def(
-      "vector_math",
-      [](const std::string& isa, int function, Address x, Address y, int64_t count) {
-        kernels(parse_isa(isa), Precision::kFloat32).apply(function, pointer<void>(x), pointer<void>(y), count);
-      },
-      "exp (0), sigmoid (1), tanh (2) of float32, for tests.");
-  m.def(
-      "time_gemm",
-      [](const std::string& isa, int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats) {
-        const WithoutGil unlocked;
-        return kernels(parse_isa(isa), Precision::kFloat32).gemm(rows, inputs, outputs, repeats);
-      },
-      "Least CPU seconds of one float32 product of the cell's GEMM.");
 }
 
 }  // namespace rmc

@@ -8,4 +8,5 @@ PYBIND11_MODULE(_C, module) {
   rmc::register_machine(module);
   rmc::register_cell(module);
   rmc::register_bound_cell(module);
+  rmc::register_hooks(module);
 }

@@ -7,5 +7,6 @@ namespace rmc {
 void register_machine(pybind11::module_& module);
 void register_cell(pybind11::module_& module);
 void register_bound_cell(pybind11::module_& module);
+void register_hooks(pybind11::module_& module);
 
 }  // namespace rmc

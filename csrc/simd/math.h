@@ -5,6 +5,8 @@
 #include <cmath>
 #include <type_traits>
 
+#include "simd/vectors.h"
+
 namespace rmc {
 namespace RMC_ISA {
 

@@ -29,7 +29,7 @@ _FLAGS = (
 _SOURCES = (
     "cell/kernels.cpp", "cell/plan.cpp", "common/interrupt.cpp", "common/parallel.cpp", "common/profile.cpp",
     "machine/features.cpp", "machine/isa.cpp", "python/bind_bound_cell.cpp", "python/bind_cell.cpp",
-    "python/without_gil.cpp",
+    "python/bind_hooks.cpp", "python/without_gil.cpp",
 )  # fmt: skip
 _BINDING = """
 #include "python/bindings.h"
@@ -37,6 +37,7 @@ _BINDING = """
 PYBIND11_MODULE(_C, module) {
   rmc::register_cell(module);
   rmc::register_bound_cell(module);
+  rmc::register_hooks(module);
   module.def("touched", rmc::touched);
 }
 """
@@ -48,7 +49,8 @@ _PRECOMPILED = "".join(f"#include <{name}>\n" for name in _STANDARD)
 #: The kernels of one dtype; those of the other are there for the linker.
 _KERNELS = """
 #define RMC_ISA generic
-#include "simd/generic.h"
+#define RMC_SIMD "simd/generic.h"
+#include "cell/hook_table.h"
 #include "cell/table.h"
 namespace rmc {{
 const Kernels& kernels_generic{suffix}() {{
@@ -56,8 +58,11 @@ const Kernels& kernels_generic{suffix}() {{
   return kernels;
 }}
 const Kernels& kernels_generic{other}() {{ throw 0; }}
+const Hooks& hooks_generic() {{ {hooks} }}
 }}  // namespace rmc
 """
+#: Of float32.
+_HOOKS = "static constexpr Hooks hooks = generic::hook_table<generic::Vector<float>>(); return hooks;"
 
 
 class DoesNotCompile(Exception):
@@ -88,8 +93,9 @@ class Build:
                 self._run(str(standard), to, optimise, "-xc++-header")
         wide = dtype == "float64"
         kernels = _KERNELS.format(
-            type="double" if wide else "float", suffix="_double" * wide, other="_double" * (not wide)
-        )
+            type="double" if wide else "float", suffix="_double" * wide, other="_double" * (not wide),
+            hooks="throw 0;" if wide else _HOOKS,
+        )  # fmt: skip
         self._kernels = self._write(f"kernels_{dtype}.cpp", kernels)
         fixed = [self._kernels, self._write("binding.cpp", _BINDING), _WATCHED / "scratch.cpp"]
         self._fixed = {source: folder / f"{source.stem}.o" for source in (*fixed, *(CSRC / name for name in _SOURCES))}
