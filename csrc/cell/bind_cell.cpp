@@ -12,6 +12,7 @@
 #include "common/interrupt.h"
 #include "common/parallel.h"
 #include "common/profile.h"
+#include "python/without_gil.h"
 
 namespace rmc {
 namespace {
@@ -55,8 +56,7 @@ py::dict read_profile() {
 
 // Whether a signal's handler raised; only Python's main thread runs handlers.
 bool signal_raised() {
-  py::gil_scoped_acquire gil;
-  return PyErr_CheckSignals() != 0;
+  return WithoutGil::with_gil([] { return PyErr_CheckSignals() != 0; });
 }
 
 }  // namespace
@@ -89,7 +89,7 @@ void register_cell(py::module_& m) {
   m.def(
       "time_gemm",
       [](const std::string& isa, int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats) {
-        py::gil_scoped_release release;
+        const WithoutGil unlocked;
         return kernels(parse_isa(isa), Precision::kFloat32).gemm(rows, inputs, outputs, repeats);
       },
       "Least CPU seconds of one float32 product of the cell's GEMM.");

@@ -14,6 +14,7 @@
 #include "cell/plan.h"
 #include "common/interrupt.h"
 #include "common/scratch.h"
+#include "python/without_gil.h"
 
 namespace rmc {
 
@@ -72,7 +73,7 @@ class Cell {
 
   std::unique_ptr<PackedWeights> pack(const std::vector<Address>& params, bool backward) const {
     check(params);
-    py::gil_scoped_release release;
+    const WithoutGil unlocked;
     return std::make_unique<PackedWeights>(plan_, params, backward);
   }
 
@@ -117,7 +118,7 @@ class Cell {
   template <class Function>
   static void without_gil(Function&& function) {
     try {
-      py::gil_scoped_release release;
+      const WithoutGil unlocked;
       function();
     } catch (const Interrupted&) {
       throw py::error_already_set();

@@ -28,7 +28,7 @@ _FLAGS = (
 )  # fmt: skip
 _SOURCES = (
     "cell/bind_bound_cell.cpp", "cell/bind_cell.cpp", "cell/kernels.cpp", "cell/plan.cpp", "common/interrupt.cpp",
-    "common/parallel.cpp", "common/profile.cpp", "machine/features.cpp", "machine/isa.cpp",
+    "common/parallel.cpp", "common/profile.cpp", "machine/features.cpp", "machine/isa.cpp", "python/without_gil.cpp",
 )  # fmt: skip
 _BINDING = """
 #include "bindings.h"
