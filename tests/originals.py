@@ -127,6 +127,13 @@ class LanguageModel(L0SG):
         self.embed_to_logit_decoder = nn.Linear(input_size, num_tokens)
         self.embed_to_logit_decoder.weight = self.token_to_input_encoder.weight
 
+    def forward_step(
+        self, inputs: Tensor, memory: Tensor, treat_input_as_matrix: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        embedded = self.dropout(self.token_to_input_encoder(inputs))
+        output, memory = super().forward_step(embedded, memory, treat_input_as_matrix)
+        return self.embed_to_logit_decoder(self.dropout(self.output_to_embed_decoder(output))), memory
+
 
 class MultiHeadedAttention(nn.Module):
     """zhjohnchan/R2Gen: `modules.encoder_decoder.MultiHeadedAttention`."""

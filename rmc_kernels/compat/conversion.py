@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rmc_kernels import backends, errors
-from rmc_kernels.compat.port import Port, qualified, recomputes_weight
+from rmc_kernels.compat.port import Port, qualified, recomputes_weight, refuse_quantized
 from rmc_kernels.module import weight
 
 #: Of the largest value, at least 1: rounding in float64 stays under 1e-12, and eps=1e-6 in place of 1e-5 makes 1e-6.
@@ -32,20 +32,22 @@ def convert(original: nn.Module, kind: type[P], backend: str) -> P:
     errors.one_of("backend", backend, backends.CHOICES)
     if not isinstance(original, nn.Module):
         raise TypeError(f"original must be a module of the original's class, got {errors.describe(original)}")
+    refuse_quantized(original, "original")
     twin = _copied(original).eval()
     with torch.device("meta"):
         made = kind._made_like(twin, backend)
-    with torch.no_grad():
-        values = {name: _value(twin, name, like) for name, like in made.state_dict().items()}
-    made.load_state_dict(values, assign=True)
+    _take_weights(made, twin)
     for name, parameter in made.named_parameters():
         parameter.requires_grad_(_requires_grad(original, name))
+    theirs = dict(original.named_modules(remove_duplicate=False))
     for path, module in made.named_modules():
-        module.training = original.get_submodule(path).training
+        module.training = theirs.get(path, original).training
     left = sorted(_left_behind(original, made))
     if left:
         warnings.warn(f"from_module leaves behind {', '.join(left)}", RuntimeWarning, stacklevel=3)
-    _compare(twin.double(), copy.deepcopy(made).double().eval())
+    exact = copy.deepcopy(made).double().eval()
+    _take_weights(exact, twin.double())  # weights that are computed, as by weight_norm, are not rounded either
+    _compare(twin, exact)
     return made
 
 
@@ -63,6 +65,13 @@ def _copied(original: nn.Module) -> nn.Module:
         return copy.deepcopy(original, memo)
     except Exception as error:
         raise ValueError(f"original must allow copy.deepcopy, which raised {errors.in_short(error)}") from error
+
+
+def _take_weights(made: Port, twin: nn.Module) -> None:
+    """Give a drop-in copies of the twin's weights, in their dtypes and on their devices."""
+    with torch.no_grad():
+        values = {name: _value(twin, name, like) for name, like in made.state_dict().items()}
+    made.load_state_dict(values, assign=True)
 
 
 def _value(twin: nn.Module, name: str, like: Tensor) -> Tensor:
@@ -113,9 +122,12 @@ def _compare(theirs: nn.Module, ours: Port) -> None:
                 "in evaluation mode, relative to the largest value where that is above 1). Make its class a subclass "
                 f"of {place} that overrides the methods which differ: it then runs step by step"
             )
+        parts = dict(theirs.named_modules())
         for path, module in ours.named_modules():
             if isinstance(module, nn.Dropout):  # draws
-                module.p = theirs.get_submodule(path).p = 0.0
+                module.p = 0.0
+                if path in parts:
+                    parts[path].p = 0.0  # type: ignore[assignment]
         method, difference = _largest_difference(theirs.train(), ours.train(), device)
     if difference > _TOLERANCE:
         warnings.warn(
@@ -143,7 +155,11 @@ def _largest_difference(theirs: nn.Module, ours: Port, device: torch.device) -> 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         return max(
-            ((name, _difference(theirs, ours, name, arguments)) for name, arguments in calls if hasattr(ours, name)),
+            (
+                (name, _difference(theirs, ours, name, arguments))
+                for name, arguments in calls
+                if hasattr(ours, name) and hasattr(theirs, name)
+            ),
             key=lambda found: found[1],
         )
 

@@ -289,7 +289,7 @@ class RelationalMemory(Port):
 
         def size(module: str, axis: int) -> int:
             """Of a module's weight."""
-            return int(attribute(core, module).weight.shape[axis])
+            return int(attribute(attribute(core, module), "weight").shape[axis])
 
         head_size = attribute(core, "head_size", lambda: size("qkv_projector", 1) // heads)
         return CellSpec.l0sg(

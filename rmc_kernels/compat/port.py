@@ -192,9 +192,9 @@ class Port(nn.Module):
     def _tell(self, departures: Sequence[str]) -> None:
         self._told.append(True)
         warnings.warn(
-            f"{qualified(type(self))} runs step by step in PyTorch, since {'; '.join(departures)}. On a CPU that takes 1.2 "
-            "to 4 times as long at batch size 16, and 4 to 17 times at 1. Merging adapters and removing hooks brings the "
-            "fused kernels back; from_module converts a module that computes the same",
+            f"{qualified(type(self))} runs step by step in PyTorch, since {'; '.join(departures)}. On a CPU that takes "
+            "1.2 to 4 times as long at batch size 16, and 4 to 17 times at 1. Merging adapters and removing hooks brings "
+            "the fused kernels back; from_module converts a module that computes the same",
             RuntimeWarning,
             stacklevel=7,  # the caller of a module
         )
@@ -330,7 +330,7 @@ def narrowed(memory: Any, x: Tensor) -> Any:
 
 def widened(memory: Any) -> Any:
     """A memory that an overriding `forward_step` returned, in the dtype in which `forward` returns memories."""
-    return memory.to(memory_dtype(memory.dtype)) if isinstance(memory, Tensor) else memory
+    return memory.float() if isinstance(memory, Tensor) and memory.dtype in HALF_TYPES else memory
 
 
 def in_computed_dtype(outputs: Tensor, x: Tensor) -> Tensor:

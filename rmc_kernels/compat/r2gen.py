@@ -195,12 +195,11 @@ class RelationalMemory(Port):
     @classmethod
     def _spec_of(cls, core: nn.Module) -> CellSpec:
         """See `Port`."""
-        attention = attribute(core, "attn")
-        dropout = getattr(getattr(attention, "dropout", None), "p", 0.0)
+        dropout = _dropout(core)
         return CellSpec.r2gen(
             num_slots=attribute(core, "num_slots"),
             d_model=attribute(core, "d_model", lambda: attribute(core, "W").weight.shape[1]),
-            num_heads=attribute(core, "num_heads", lambda: attribute(attention, "h")),
+            num_heads=attribute(core, "num_heads", lambda: attribute(attribute(core, "attn"), "h")),
             dropout=dropout if dropout < 1 else 0.0,  # the module's own probability counts
         )
 
@@ -209,7 +208,7 @@ class RelationalMemory(Port):
         """See `Port`."""
         spec = cls._spec_of(core)
         made = cls(spec.mem_slots, spec.mem_size, spec.num_heads, backend=backend)
-        made.spec, made.attn.dropout.p = spec, getattr(core.attn.dropout, "p", 0.0)  # type: ignore[union-attr, assignment]
+        made.spec, made.attn.dropout.p = spec, _dropout(core)
         return made
 
     @classmethod
@@ -258,6 +257,12 @@ class RelationalMemory(Port):
             parts = [projections[f"{which}.{leaf}"].unflatten(0, heads) for which in "012"]
             found[f"blocks.0.qkv.{leaf}"] = torch.stack(parts, 1).flatten(0, 2)
         return found
+
+
+def _dropout(core: nn.Module) -> float:
+    """The probability of attention dropout of a module of R2Gen's class; 0 where it has no nn.Dropout there."""
+    dropout = getattr(attribute(core, "attn"), "dropout", None)
+    return dropout.p if isinstance(dropout, nn.Dropout) else 0.0
 
 
 _PARTS = (
