@@ -80,7 +80,7 @@ def _value(twin: nn.Module, name: str, like: Tensor) -> Tensor:
     try:
         value = weight(twin.get_submodule(path), leaf)
     except AttributeError:
-        value = None  # type: ignore[assignment]
+        value = None
     if not isinstance(value, Tensor) or value.shape != like.shape or value.is_meta:
         raise ValueError(f"original.{name} must be a tensor of shape {tuple(like.shape)}, got {errors.describe(value)}")
     return value.detach().clone()
@@ -127,7 +127,7 @@ def _compare(theirs: nn.Module, ours: Port) -> None:
             if isinstance(module, nn.Dropout):  # draws
                 module.p = 0.0
                 if path in parts:
-                    parts[path].p = 0.0  # type: ignore[assignment]
+                    parts[path].p = 0.0
         method, difference = _largest_difference(theirs.train(), ours.train(), device)
     if difference > _TOLERANCE:
         warnings.warn(

@@ -203,7 +203,8 @@ class RelationalMemory(Port):
         heads = qkv.unflatten(-1, (self.num_heads, self.qkv_size)).transpose(1, 2)
         q, k, v = heads.split([self.key_size, self.key_size, self.value_size], dim=-1)
         weights = torch.softmax((q * self.key_size**-0.5) @ k.transpose(-1, -2), dim=-1)
-        return (weights @ v).transpose(1, 2).flatten(2)
+        attended: Tensor = weights @ v
+        return attended.transpose(1, 2).flatten(2)
 
     def create_gates(self, inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Input gate and forget gate, [B, N, D] or [B, N, 1], from the projected input [B, 1, D] and the memory."""

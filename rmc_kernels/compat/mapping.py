@@ -126,7 +126,9 @@ def agree(values: Mapping[str, Any], first: str, second: str) -> bool:
     """Whether two names of one parameter do not stand for different values (NaN equals NaN)."""
     if first not in values or second not in values or values[first] is values[second]:
         return True
-    one, other = torch.as_tensor(values[first]), torch.as_tensor(values[second])
+    one, other = (torch.as_tensor(values[name]) for name in (first, second))
+    if hasattr(one, "to_local") and hasattr(other, "to_local"):  # DTensor: this process's shards
+        one, other = one.to_local(), other.to_local()
     if one.is_meta or other.is_meta:
         return True
     return one.shape == other.shape and torch.allclose(one, other.to(one), rtol=0, atol=0, equal_nan=True)

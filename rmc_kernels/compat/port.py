@@ -153,9 +153,9 @@ class Port(nn.Module):
             or global_hooks._global_backward_hooks
         ):
             found.append("a hook on all modules is registered")
-        for kind, forward in _FORWARDS:
-            if kind.forward is not forward:
-                found.append(f"{qualified(kind)}.forward was replaced")
+        for usual, forward in _FORWARDS:
+            if usual.forward is not forward:
+                found.append(f"{qualified(usual)}.forward was replaced")
         departed = set()
         for path, kind, parameters in self._parts():
             module: nn.Module | None = self
@@ -193,8 +193,8 @@ class Port(nn.Module):
         self._told.append(True)
         warnings.warn(
             f"{qualified(type(self))} runs step by step in PyTorch, since {'; '.join(departures)}. On a CPU that takes "
-            "1.2 to 4 times as long at batch size 16, and 4 to 17 times at 1. Merging adapters and removing hooks brings "
-            "the fused kernels back; from_module converts a module that computes the same",
+            "1.2 to 4 times as long at batch size 16, and 4 to 17 times at 1. To use the fused kernels again, merge "
+            "adapters and remove hooks; from_module converts a module that computes the same",
             RuntimeWarning,
             stacklevel=7,  # the caller of a module
         )
@@ -280,7 +280,7 @@ class Port(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle of this class, of an older version of it, or of the original class."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._told = []
         if "spec" not in state:
             self._refuse_other_contents()
@@ -350,12 +350,13 @@ def weights(owners: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 def _departure(module: nn.Module | None, kind: type[nn.Module], holds_weights: bool) -> str | None:
     """How a call of a module may differ from that of a stock module of this class; None where it does not."""
+    if module is None:
+        return "is not a module"
     cls = type(module)
     if cls is not kind and not _is_parametrized_only(module, kind):
         return f"is a {qualified(cls)}, not a {qualified(kind)}"
     if kind is nn.ModuleList:  # never called
         return None
-    assert module is not None
     if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "has a hook"
     if "forward" in module.__dict__ or module._compiled_call_impl is not None:
@@ -384,10 +385,10 @@ def _unusual_parameter(module: nn.Module, leaf: str) -> str | None:
     return None if usual else f"has a {qualified(type(value))} for its {leaf}"
 
 
-def _is_parametrized_only(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+def _is_parametrized_only(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module is of the class that torch.nn.utils.parametrize derives from `kind`."""
     cls = type(module)
-    return module is not None and is_parametrized(module) and cls.__base__ is kind and "forward" not in vars(cls)
+    return is_parametrized(module) and cls.__base__ is kind and "forward" not in vars(cls)
 
 
 def recomputes_weight(hook: object, training: bool = False) -> bool:
@@ -404,8 +405,8 @@ def _recomputes_weights(module: nn.Module) -> bool:
         return False
     if not is_parametrized(module):
         return True
-    lists = module.parametrizations.values()  # type: ignore[union-attr, operator]
-    parts = [part for parametrized in lists for part in parametrized]  # type: ignore[union-attr]
+    lists: Any = module.parametrizations
+    parts = [part for parametrized in lists.values() for part in parametrized]
     return all(type(part).__module__ == parametrizations.__name__ for part in parts) and not any(
         part.training and [*part.buffers()]
         for part in parts  # spectral_norm's estimate

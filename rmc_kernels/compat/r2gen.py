@@ -184,7 +184,8 @@ class RelationalMemory(Port):
         following = (following + self.mlp(following)).to(memory.dtype)
         gates = torch.sigmoid(self.W(x[:, None]) + self.U(torch.tanh(slots)))
         input_gate, forget_gate = gates.split(self.d_model, dim=2)  # the input gate comes first
-        return input_gate * torch.tanh(following) + forget_gate * memory
+        carried: Tensor = input_gate * torch.tanh(following) + forget_gate * memory
+        return carried
 
     def _unflattened(self, memory: Tensor) -> Tensor:
         """A memory as [B, N, D]."""
