@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from rmc_kernels import backends, errors, initial
 from rmc_kernels.compat.mapping import LEAVES
 from rmc_kernels.functional import compute_dtype, memory_dtype, relational_memory
+from rmc_kernels.leaf import LeafModule
 from rmc_kernels.module import weight
 from rmc_kernels.spec import CellSpec
 
 
-class Port(nn.Module):
+class Port(LeafModule):
     """Base of the drop-in classes; holds the spec and the backend, and runs the sequence.
 
     A subclass registers the original's modules in the original's order, so that state_dicts, optimizer states (which go
