@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, TypeAlias, TypeGuard
+from dataclasses import replace
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -72,37 +73,39 @@ def relational_memory(
     if not isinstance(spec, CellSpec):
         raise TypeError(f"spec must be a CellSpec, got {errors.describe(spec)}")
     errors.one_of("recompute", recompute, RECOMPUTE)
-    options = Options(lengths, resets, reset_memory, dropout_mask)
-    call, context = prepare(x, memory, params, spec, options)
+    values = _parameter_list(params, spec)
+    _check_input(x, spec)
+    call, context = prepare(spec, x, memory, values, lengths, resets, reset_memory, dropout_mask)
+    with context:
+        memories = run(spec, call, backend, recompute)
+    return memories, final_memory(memories, call)
+
+
+def run(spec: CellSpec, call: Call, backend: str, recompute: str) -> Tensor:
+    """The memories [B, T, N, D] of a checked call, by the backend that serves it, under autograd."""
     chosen = backends.choose(backend, spec, call.x.dtype, call.x.device)
-    with context:
-        if chosen is backends.REFERENCE:
-            memories = reference_unroll(spec, call)[0]
-        else:
-            memories = _fused(spec, chosen.name, call, save=recompute == "none")
-    return memories, _final(memories, call)
+    if chosen is backends.REFERENCE:
+        return reference_unroll(spec, call)[0]
+    if not torch.is_grad_enabled():
+        return run_forward(spec, chosen.name, call, save=False)[0]
+    if call.dropout_mask is not None and call.dropout_mask.requires_grad:
+        raise ValueError(
+            f'dropout_mask must not require a gradient, which the "{chosen.name}" backend does not compute; '
+            'use backend="reference"'
+        )
+    if not any(tensor is not None and tensor.requires_grad for tensor in call.trained()):
+        return run_forward(spec, chosen.name, call, save=False)[0]
+    if call.reset_memory is call.memory:  # torch.compile takes no autograd.Function with the same tensor twice
+        call = replace(call, reset_memory=call.memory.view_as(call.memory))
+    memories: Tensor = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
+        spec, chosen.name, recompute == "none", *call.flat()
+    )
+    return memories
 
 
-class Options(NamedTuple):
-    """The optional tensors of a sequence, as `relational_memory` takes them."""
-
-    lengths: Lengths | None = None
-    resets: Tensor | None = None
-    reset_memory: Tensor | None = None
-    dropout_mask: Tensor | None = None
-
-
-def with_attention(
-    x: Tensor, memory: Tensor, params: Mapping[str, Tensor], spec: CellSpec, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`relational_memory` by the reference, with the attention weights [B, T, num_blocks, H, N, S].
-
-    They are those of the memory rows, before dropout, zero past the length.
-    """
-    call, context = prepare(x, memory, params, spec, options)
-    with context:
-        memories, attention = reference_unroll(spec, call)
-    return memories, _final(memories, call), attention
+def final_memory(memories: Tensor, call: Call) -> Tensor:
+    """The last of [B, T, N, D], a tensor of its own: carrying it must not keep the whole sequence alive."""
+    return memories[:, -1].clone(memory_format=torch.contiguous_format) if call.steps else call.memory
 
 
 def memory_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -127,26 +130,31 @@ def _autocasts(x: Tensor) -> bool:
 
 
 def prepare(
-    x: Tensor, memory: Tensor, params: Mapping[str, Tensor], spec: CellSpec, options: Options
+    spec: CellSpec,
+    x: Tensor,
+    memory: Tensor,
+    params: tuple[Tensor, ...],
+    lengths: Lengths | None = None,
+    resets: Tensor | None = None,
+    reset_memory: Tensor | None = None,
+    dropout_mask: Tensor | None = None,
 ) -> tuple[Call, AbstractContextManager[object]]:
-    """Check every argument, apply autocast, and give the call with the context in which it is to run."""
-    values = _parameter_list(params, spec)
-    _check_input(x, spec)
+    """The call of these tensors, checked, cast as autocast has it, and the context in which it is to run.
+
+    x has its shape; `params` are in the order of the spec.
+    """
     context: AbstractContextManager[object] = nullcontext()
     if _autocasts(x):
         dtype = compute_dtype(x)
         x = x.to(dtype)
-        values = tuple(value.to(dtype) for value in values)
+        params = tuple(value.to(dtype) for value in params)
         context = torch.autocast(x.device.type, enabled=False)
     if spec.trains_gate_biases:  # 0-d, last: FSDP2 leaves them in float32 where it casts the others
-        values = (*values[:-2], *(value.to(x.dtype) for value in values[-2:]))
-    for name, value in zip(spec.parameter_names, values, strict=True):
-        if value.dtype != x.dtype or value.device != x.device:
-            raise _misplaced(x, name, value, values)
+        params = (*params[:-2], *(value.to(x.dtype) for value in params[-2:]))
+    _check_parameters(spec, params, x)
     batch, steps = x.shape[:2]
     shape = (batch, spec.mem_slots, spec.mem_size)
     memory = _memory("memory", memory, shape, x)
-    resets, reset_memory = options.resets, options.reset_memory
     if resets is not None:
         _check_tensor("resets", resets, "[B, T]", (batch, steps), torch.bool, x.device)
         if reset_memory is None:
@@ -157,17 +165,16 @@ def prepare(
             reset_memory = _memory("reset_memory", reset_memory, shape, x)
     elif reset_memory is not None:
         raise ValueError("reset_memory requires resets")
-    mask = options.dropout_mask
-    if mask is not None:
+    if dropout_mask is not None:
         if spec.input_rows_live:  # the mask has no rows for the input's own attention
             raise ValueError(
                 f"dropout_mask must be None for l0sg and for several blocks; this cell is {spec.variant}, "
                 f"num_blocks={spec.num_blocks}"
             )
         mask_shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)
-        _check_tensor("dropout_mask", mask, "[B, T, H, N, S]", mask_shape, x.dtype, x.device)
-    lengths = checked_lengths(options.lengths, batch, steps, x)
-    return Call(x, memory, values, lengths, resets, reset_memory, mask), context
+        _check_tensor("dropout_mask", dropout_mask, "[B, T, H, N, S]", mask_shape, x.dtype, x.device)
+    lengths = checked_lengths(lengths, batch, steps, x)
+    return Call(x, memory, params, lengths, resets, reset_memory, dropout_mask), context
 
 
 def _parameter_list(params: Mapping[str, Tensor], spec: CellSpec) -> tuple[Tensor, ...]:
@@ -180,12 +187,19 @@ def _parameter_list(params: Mapping[str, Tensor], spec: CellSpec) -> tuple[Tenso
         unknown = sorted(key if isinstance(key, str) else errors.describe(key) for key in params.keys() - shapes.keys())
         raise ValueError(f"params must have the names in spec.parameter_shapes; missing: {missing}, unknown: {unknown}")
     for name, shape in shapes.items():
-        value = params[name]
-        if not isinstance(value, Tensor):
-            raise TypeError(f"params[{name!r}] must be a tensor {list(shape)}, got {errors.describe(value)}")
+        if not isinstance(params[name], Tensor):
+            raise TypeError(f"params[{name!r}] must be a tensor {list(shape)}, got {errors.describe(params[name])}")
+    return tuple(params[name] for name in shapes)
+
+
+def _check_parameters(spec: CellSpec, params: tuple[Tensor, ...], x: Tensor) -> None:
+    """Raises where a parameter has another shape than the spec's, or another dtype or device than x."""
+    dtype, device = x.dtype, x.device
+    for value, (name, shape) in zip(params, spec.parameter_shapes.items(), strict=True):
         if value.shape != shape:
             raise ValueError(f"params[{name!r}] must be {list(shape)}, got {list(value.shape)}")
-    return tuple(params[name] for name in shapes)
+        if value.dtype is not dtype or value.device != device:
+            raise _misplaced(x, name, value, params)
 
 
 def _misplaced(x: Tensor, name: str, value: Tensor, values: tuple[Tensor, ...]) -> TypeError:
@@ -293,31 +307,3 @@ def checked_lengths(lengths: Lengths | None, batch: int, steps: int, x: Tensor) 
 def _check_range(low: int, high: int, steps: int) -> None:
     if low < 0 or high > steps:
         raise ValueError(f"lengths must be from 0 to T = {steps}, got one {'below' if low < 0 else 'above'}")
-
-
-def _fused(spec: CellSpec, backend: str, call: Call, save: bool) -> Tensor:
-    """The memories of `call` by a fused backend, under autograd where something needs a gradient."""
-    if call.dropout_mask is not None and call.dropout_mask.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            f'dropout_mask must not require a gradient, which the "{backend}" backend does not compute; '
-            'use backend="reference"'
-        )
-    reset_memory = call.reset_memory
-    if reset_memory is call.memory:  # torch.compile takes no autograd.Function with the same tensor twice
-        reset_memory = call.memory.view_as(call.memory)
-    inputs = (call.x, call.memory, reset_memory, *call.params)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
-        memories: Tensor = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
-            spec, backend, save, call.lengths, call.resets, call.dropout_mask, *inputs
-        )
-        return memories
-    return run_forward(spec, backend, call, save=False)[0]
-
-
-def _final(memories: Tensor, call: Call) -> Tensor:
-    return last(memories) if call.steps else call.memory
-
-
-def last(memories: Tensor) -> Tensor:
-    """The last of [B, T, N, D], a tensor of its own: carrying it must not keep the whole sequence alive."""
-    return memories[:, -1].clone(memory_format=torch.contiguous_format)

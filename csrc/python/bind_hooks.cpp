@@ -24,9 +24,10 @@ py::dict read_profile() {
 void register_hooks(py::module_& m) {
   m.def("parallel_regions", &parallel_regions, "How many parallel regions were entered so far.");
   m.def("profile_enable", [](bool on) { profile().enabled = on; }, "Turns the phase timers on or off.");
-  m.def("time_steps", [](bool on) { profile().steps = on; }, "Turns the clock of `step_nanoseconds` on or off.");
+  m.def("time_calls", [](bool on) { profile().timed = on; }, "Turns the clock of `call_nanoseconds` on or off.");
   m.def(
-      "step_nanoseconds", [] { return profile().step_nanoseconds.load(); }, "Of the kernel in the latest bound step.");
+      "call_nanoseconds", [] { return profile().call_nanoseconds.exchange(0); },
+      "Wall time of the calls since it was last asked for, kernels and packing.");
   m.def("profile", &read_profile, "Nanoseconds of CPU time per phase since the last call, over all threads.");
   m.def(
       "vector_math",

@@ -13,6 +13,7 @@
 #include "cell/kernels.h"
 #include "cell/plan.h"
 #include "common/interrupt.h"
+#include "common/profile.h"
 #include "common/scratch.h"
 #include "python/without_gil.h"
 
@@ -87,9 +88,9 @@ class Cell {
     without_gil([&] { kernels_.forward(*plan_, a.in); });
   }
 
-  // `forward` on pointers that were checked; `packed` may be null.
-  void run(CellInputs in, const PackedWeights* packed) const {
-    in.packed = packed ? packed->data_for(*plan_, false) : nullptr;
+  // `forward` on pointers that were checked.
+  void run(CellInputs in, const PackedWeights& packed) const {
+    in.packed = packed.data_for(*plan_, false);
     without_gil([&] { kernels_.forward(*plan_, in); });
   }
 
@@ -119,6 +120,7 @@ class Cell {
   static void without_gil(Function&& function) {
     try {
       const WithoutGil unlocked;
+      const CallClock clock;
       function();
     } catch (const Interrupted&) {
       throw py::error_already_set();

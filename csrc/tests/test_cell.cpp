@@ -12,9 +12,13 @@
 #include <thread>
 #include <utility>
 #include <vector>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include "cell/kernels.h"
 #include "cell/plan.h"
+#include "common/bump.h"
 #include "common/interrupt.h"
 #include "common/parallel.h"
 #include "common/scratch.h"

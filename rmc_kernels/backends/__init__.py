@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import errors
-from rmc_kernels.backends.bound import Attribute, BoundLayer, Place, Surroundings, bind, is_inference
-from rmc_kernels.backends.cpu import CpuBackend, frozen_weights
+from rmc_kernels.backends.cpu import CpuBackend
 from rmc_kernels.backends.plain import active_transform, is_plain
 from rmc_kernels.backends.protocol import HALF_TYPES, Backend, Call
 from rmc_kernels.backends.reference import ReferenceBackend
 from rmc_kernels.backends.triton import TritonBackend
+from rmc_kernels.backends.weights import FrozenWeights, frozen_weights
 from rmc_kernels.spec import CellSpec
 
 __all__ = [
-    "BACKENDS", "CHOICES", "HALF_TYPES", "Attribute", "Backend", "BoundLayer", "Call", "CpuBackend", "Explanation",
-    "Place", "Surroundings", "bind", "choose", "explain", "frozen_weights", "is_inference", "is_plain",
+    "BACKENDS", "CHOICES", "HALF_TYPES", "Backend", "Call", "CpuBackend", "Explanation", "FrozenWeights", "choose",
+    "explain", "frozen_weights", "is_plain",
 ]  # fmt: skip
 
 REFERENCE = ReferenceBackend()

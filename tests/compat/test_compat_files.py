@@ -75,12 +75,12 @@ def test_the_module_is_found_in_a_training_runs_file(tmp_path: Path) -> None:
     checkpoints.write({**_crowded(), **_variables()}, path)
     with pytest.raises(ValueError, match=r"got None; complete in the file: \['agent/rmc', 'relational_memory'\]"):
         sonnet.load(_fresh(), path)
-    with pytest.raises(ValueError, match=r"scope takes .* got 'small/relational_memory'; complete in the file: \[\]"):
+    with pytest.raises(ValueError, match=r"scope must be .* got 'small/relational_memory'; complete in the file: \[\]"):
         sonnet.load(_fresh(), path, "small/relational_memory")
 
 
 def test_errors_of_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"path takes a file that ends in \.npz or \.safetensors, got '.*core\.pt'"):
+    with pytest.raises(ValueError, match=r"path must be a file that ends in \.npz or \.safetensors, got '.*core\.pt'"):
         sonnet.save(_fresh(), tmp_path / "core.pt")
     with pytest.raises(FileNotFoundError, match="no checkpoint is at"):
         sonnet.load(_fresh(), tmp_path / "model.ckpt-3")

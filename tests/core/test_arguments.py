@@ -385,14 +385,14 @@ def test_compat(compat: Any, spec: CellSpec) -> None:
     for wrong, error, match in (
         ({k: v for k, v in good.items() if k != name}, ValueError, "missing"),
         ({**good, "other": good[name]}, ValueError, "unknown"),
-        ({**good, name: good[name][..., :-1]}, ValueError, "takes shape"),
-        ([good], TypeError, "variables takes a mapping"),
+        ({**good, name: good[name][..., :-1]}, ValueError, "must be of shape"),
+        ([good], TypeError, "variables must be a mapping"),
     ):
         with pytest.raises(error, match=match):
             compat.load_variables(layer, wrong)
     assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
     other = RelationalMemory.from_spec(SPECS["textbook"])
-    with pytest.raises(ValueError, match="layer takes a layer of the"):
+    with pytest.raises(ValueError, match="layer must be of the"):
         compat.load_variables(other, good)
-    with pytest.raises(TypeError, match="layer takes a RelationalMemory"):
+    with pytest.raises(TypeError, match="layer must be a RelationalMemory"):
         compat.export_variables(torch.nn.Linear(2, 2))

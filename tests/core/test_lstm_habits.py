@@ -199,7 +199,7 @@ def test_replaced_and_tied_modules_count() -> None:
     assert other.get_parameter("mlp.1.bias").grad is not None
 
 
-@pytest.mark.feature("lengths as pack_padded_sequence takes them: tensors, lists, tuples, arrays")
+@pytest.mark.feature("nn.LSTM: lengths as pack_padded_sequence takes them: tensors, lists, tuples, arrays")
 @EVERY_BACKEND
 @EVERY_VARIANT
 def test_lengths_as_pack_padded_sequence_takes_them(variant: str, backend: str) -> None:

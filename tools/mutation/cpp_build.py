@@ -27,16 +27,15 @@ _FLAGS = (
     "-D__SANITIZE_ADDRESS__",
 )  # fmt: skip
 _SOURCES = (
-    "cell/kernels.cpp", "cell/plan.cpp", "common/interrupt.cpp", "common/parallel.cpp", "common/profile.cpp",
-    "machine/features.cpp", "machine/isa.cpp", "python/bind_bound_cell.cpp", "python/bind_cell.cpp",
-    "python/bind_hooks.cpp", "python/without_gil.cpp",
+    "cell/kernels.cpp", "cell/plan.cpp", "common/bump.cpp", "common/interrupt.cpp", "common/parallel.cpp",
+    "common/profile.cpp", "machine/features.cpp", "machine/isa.cpp", "python/bind_cell.cpp", "python/bind_hooks.cpp",
+    "python/without_gil.cpp",
 )  # fmt: skip
 _BINDING = """
 #include "python/bindings.h"
 #include "watched.h"
 PYBIND11_MODULE(_C, module) {
   rmc::register_cell(module);
-  rmc::register_bound_cell(module);
   rmc::register_hooks(module);
   module.def("touched", rmc::touched);
 }
