@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import CellSpec, backends
-from rmc_kernels.backends import Call, weights
+from rmc_kernels.backends import Call, cpu, weights
 from tests.cases import SPECS, VARIANTS, Case, draw
 from tests.mutation.judges import (
     OPTIONS,
