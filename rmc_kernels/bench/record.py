@@ -59,8 +59,12 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Statistics:
-        """The statistics that `CaseResult.as_dict` wrote."""
-        values: dict[str, Any] = {name: Spread(*v) if isinstance(v, list) else v for name, v in data.items()}
+        """The statistics among what `CaseResult.as_dict` wrote of a figure, which are taken out."""
+        values: dict[str, Any] = {}
+        for name in (column.name for column in fields(cls) if column.name in data):
+            values[name] = data.pop(name)
+            if f"{name}_low" in data:
+                values[name] = Spread(data.pop(f"{name}_low"), values[name], data.pop(f"{name}_high"))
         return cls(**values)
 
 
@@ -289,8 +293,7 @@ class CaseResult:
         for stored in data["figures"]:
             plain = {name: value for name, value in stored.items() if name != "summary"}
             if "rounds" in plain:
-                names = [column.name for column in fields(Statistics) if column.name in plain]
-                plain["statistics"] = Statistics.from_dict({name: plain.pop(name) for name in names})
+                plain["statistics"] = Statistics.from_dict(plain)
             figures.append(Figure(**plain))
         case = Case(**data["case"]) if "case" in data else Case.from_text(data["name"])
         return cls(case, figures, data["contention"])
@@ -304,11 +307,12 @@ def _short(figure: Figure) -> dict[str, Any]:
     """What is not at its default, rounded, with the statistics among it."""
     plain = {name: value for name, value in asdict(figure).items() if value != _DEFAULTS[name]}
     plain |= plain.pop("statistics", {})
+    for name, value in list(plain.items()):
+        if isinstance(value, Spread):
+            plain |= {name: value.median, f"{name}_low": value.low, f"{name}_high": value.high}
     return {name: _rounded(value) for name, value in plain.items() if value is not None}
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to `DIGITS`."""
-    if isinstance(value, tuple):
-        return [_rounded(each) for each in value]
+    """A float to `DIGITS`."""
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

@@ -111,6 +111,11 @@ def fill(page: str, folder: Path) -> str:
     return BLOCK.sub(lambda m: f"{m[1]}{table(read_runs(folder / m[2]))}{m[3]}", page)
 
 
+def _shown(folder: str, page: str) -> bool:
+    """Whether the page shows the curves of a folder."""
+    return f"/{folder}/curves.png" in page
+
+
 def results(
     page: Annotated[Path, typer.Option(help="The page whose tables are written.")] = Path("docs/results.md"),
     runs: Annotated[Path, typer.Option(help="Folder of the folders that the page names.")] = Path("docs/results"),
@@ -119,13 +124,14 @@ def results(
 ) -> None:
     """Write the tables of a page, and the curves that it shows, from the summaries of runs beside it."""
     try:
-        if add is not None:
-            typer.echo(f"wrote {summary.write(read_runs(add), runs / (name or add.name))}")
         text = page.read_text()
+        if add is not None:
+            kept = name or add.name
+            typer.echo(f"wrote {summary.write(read_runs(add), runs / kept, curves=_shown(kept, text))}")
         filled = fill(text, runs)
         page.write_text(filled)
         for _, folder, _ in BLOCK.findall(text):
-            if f"/{folder}/curves.png" in text:
+            if _shown(folder, text):
                 path = plot_curves(read_runs(runs / folder), runs / folder / "curves.png")
                 picture = Image.open(path).convert("RGB")
                 picture.quantize(COLOURS, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)

@@ -26,15 +26,20 @@ PARTS = ("model", "training", "options", "curve", "last")
 DIGITS = 7
 
 
-def write(runs: Sequence[History], folder: Path) -> Path:
+def write(runs: Sequence[History], folder: Path, curves: bool) -> Path:
     """Write the summary of runs into a folder, and return its path.
+
+    Args:
+        runs: in the order in which they are to be read.
+        folder: made if it is not there.
+        curves: whether the points before the last are kept, of which a picture is drawn.
 
     Raises:
         ValueError: there is no run, or two of them have other fields in one of the `PARTS`.
     """
     if not runs:
         raise ValueError("runs must hold at least one run, got none")
-    first, *others = (_plain(run) for run in runs)
+    first, *others = (_plain(run, curves) for run in runs)
     kept = {"first": first, "others": [_difference(first, other) for other in others]}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
@@ -63,10 +68,11 @@ def read(path: Path) -> list[History]:
         raise ValueError(f"{path} must be a summary of runs, got another file or a damaged one") from error
 
 
-def _plain(run: History) -> dict[str, Any]:
+def _plain(run: History, curves: bool) -> dict[str, Any]:
     kept = asdict(run)
     points = kept.pop("points")
-    kept["curve"] = {name: [point[name] for point in points[:-1]] for name in CURVES[run.measure]}
+    drawn = points[:-1] if curves else []
+    kept["curve"] = {name: [point[name] for point in drawn] for name in CURVES[run.measure]}
     kept["last"] = points[-1]
     return _rounded(kept)  # type: ignore[no-any-return]
 

@@ -313,7 +313,7 @@ def test_a_summary_keeps_settings_curves_and_last_points(tmp_path: Path) -> None
         (folder / f"{core}{seed}.json").write_text(json.dumps(kept))
     before = read_runs(folder)
     page = tmp_path / "page.md"
-    page.write_text("<!-- table: kept -->\n<!-- end -->\n")
+    page.write_text("<!-- table: kept -->\n<!-- end -->\n![curves](runs/kept/curves.png)\n")
     arguments = ["--page", str(page), "--runs", str(tmp_path / "runs"), "--add", str(folder), "--name", "kept"]
     call(as_command(results), *arguments)
     path = tmp_path / "runs" / "kept" / "runs.json"
@@ -327,16 +327,19 @@ def test_a_summary_keeps_settings_curves_and_last_points(tmp_path: Path) -> None
         first = new.points[0]
         assert (first.update, first.accuracy) == (0, 0.25)
         assert all(math.isnan(value) for value in (first.loss, first.seconds, first.cpu_seconds))
+    page.write_text(page.read_text().partition("![curves]")[0])
+    call(as_command(results), *arguments)
+    assert [len(run.points) for run in summary.read(path)] == [1, 1, 1]
     assert path.read_text().count('"chance"') == 1  # what runs have in common is written once
 
 
 def test_a_summary_is_of_runs_alike(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one run"):
-        summary.write([], tmp_path)
+        summary.write([], tmp_path, curves=True)
     (tmp_path / "one.json").write_text(json.dumps(HISTORY))
     run = History.read(tmp_path / "one.json")
     with pytest.raises(ValueError, match="the same fields of model, got core and core, slots"):
-        summary.write([run, replace(run, model={"core": "rmc", "slots": 2})], tmp_path)
+        summary.write([run, replace(run, model={"core": "rmc", "slots": 2})], tmp_path, curves=True)
 
 
 @pytest.mark.parametrize("text", ['{"first": {}}', '{"first": {"last": 1}, "others": [2]}'])

@@ -236,17 +236,24 @@ def load() -> Results:
     """What was compiled before."""
     lines = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     return {
-        Job(**line["job"] | {"tile": Tile(**line["job"]["tile"])}): Compiled(line["source"], Usage(**line["usage"]))
+        Job(**line["job"] | {"tile": Tile(**line["job"]["tile"]), "target": target}): Compiled(
+            line["source"], Usage(*usage)
+        )
         for line in lines
+        for target, usage in line["usage"].items()
     }
 
 
 def save(results: Results) -> None:
-    """One line for each job that the table still has."""
-    found = [job for version in sorted({job.triton for job in results}) for job in jobs(version) if job in results]
+    """A line for the jobs that the table still has and that differ in the target only, with the `Usage` of each."""
+    found: dict[tuple[Job, str], dict[str, Usage]] = {}
+    for version in sorted({job.triton for job in results}):
+        for job in jobs(version):
+            if job in results:
+                found.setdefault((replace(job, target=""), results[job].source), {})[job.target] = results[job].usage
     lines = [
-        json.dumps({"job": asdict(job), "source": results[job].source, "usage": results[job].usage._asdict()})
-        for job in found
+        json.dumps({"job": {k: v for k, v in asdict(job).items() if v != ""}, "source": source, "usage": usages})
+        for (job, source), usages in found.items()
     ]
     RESULTS.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 

@@ -10,6 +10,7 @@ from rmc_kernels.backends.triton.tiles import Entry
 from tools.compile_matrix.matrix import KERNELS, TABLES, WIDEST, Results, job_of, jobs, kinds
 from tools.compile_matrix.traffic import SLOTS, Line
 from tools.offline import TARGETS
+from tools.offline.assembly import Usage
 
 PAGE = Path(__file__).with_name("compile-matrix.md")
 
@@ -24,7 +25,7 @@ the entry's widest D (where it has no bound 512, in float32 128), with lengths a
   but those over time and over blocks.
 * Shared: bytes of shared memory of a program. Products: tensor-core instructions; float32 has none on NVIDIA's targets.
 * Barriers: most are the compiler's own, between two layouts.
-* A figure that differs between triton versions is given for each.
+* Ranges are over the targets and triton versions; matrix.json has each.
 
 ## What is compiled
 
@@ -39,6 +40,7 @@ in registers, is not known without a GPU. Weights are loaded once a program and 
 batch element of 8 slots.
 
 """
+_RANGES = ("kernel", "targets", "registers", "spilled", "of them inner", "shared", "products", "barriers")
 _COLUMNS = ("kernel", "target", "triton", "registers", "spilled", "of them inner", "shared", "products", "barriers")
 
 
@@ -107,18 +109,18 @@ def _entry(results: Results, versions: list[str], entry: Entry, kernels: tuple[s
         f"{tile.warps} warps ({tiles.AMD_WARPS} on gfx942), {tile.stages} stages. "
         f"{entry.reason[0].upper()}{entry.reason[1:]}.\n\n"
     )
-    rows: dict[tuple[str, ...], list[str]] = {}
+    found: dict[tuple[str, str], list[Usage]] = {}
     for kernel in kernels:
         for target in TARGETS:
             for kind in kinds(entry, target):
                 wanted = [job_of(version, kernel, entry, target, kind) for version in versions]
-                found = {job.triton: results[job].usage for job in wanted if job in results}
-                if found:
-                    name = f"{target}, TF32" if kind == "tf32" else target
-                    figures = map(_together, zip(*found.values(), strict=True))
-                    rows.setdefault((kernel, ", ".join(found), *figures), []).append(name)
-    alike = (_row(kernel, ", ".join(names), *rest) for (kernel, *rest), names in rows.items())
-    yield from (*_head(*_COLUMNS), *alike) if rows else ("Not yet compiled.\n",)
+                family = "gfx942" if target == "gfx942" else "sm_*"
+                place = f"{family}, TF32" if kind == "tf32" else family
+                usages = [results[job].usage for job in wanted if job in results]
+                if usages:
+                    found.setdefault((kernel, place), []).extend(usages)
+    rows = [_row(*names, *map(_range, zip(*usages, strict=True))) for names, usages in found.items()]
+    yield from (*_head(*_RANGES), *rows) if rows else ("Not yet compiled.\n",)
 
 
 def _head(*columns: str) -> Iterable[str]:
@@ -129,6 +131,6 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def _together(figures: tuple[int, ...]) -> str:
-    """One figure where the versions agree, all of them otherwise."""
-    return str(figures[0]) if len(set(figures)) == 1 else " / ".join(map(str, figures))
+def _range(figures: tuple[int, ...]) -> str:
+    """The least and the most."""
+    return str(figures[0]) if len(set(figures)) == 1 else f"{min(figures)} to {max(figures)}"
