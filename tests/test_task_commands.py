@@ -7,9 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import fields
-from itertools import count
 from pathlib import Path
-from queue import SimpleQueue
 
 import pytest
 import torch
@@ -17,18 +15,18 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from rmc_kernels.tasks import comparison as compared
-from rmc_kernels.tasks import jobs
 from rmc_kernels.tasks.command import comparison, train
 from rmc_kernels.tasks.comparison import TUNING, best_rate
 from rmc_kernels.tasks.history import History, Point
 from rmc_kernels.tasks.inspection import answers, attention, example, inspect
+from rmc_kernels.tasks.jobs import Job
 from rmc_kernels.tasks.models import ModelConfig
 from rmc_kernels.tasks.options import option_name
 from rmc_kernels.tasks.presets import PRESETS
 from rmc_kernels.tasks.registry import TASKS, trained
 from rmc_kernels.tasks.results import BLOCK, fill, read_runs, results, table
 from rmc_kernels.tasks.sampling import continuation, sample
-from rmc_kernels.tasks.training import TrainingConfig
+from rmc_kernels.tasks.training import Trainer, TrainingConfig
 
 ROOT = Path(__file__).parent.parent
 SIZES = "--slots 2 --heads 2 --head-size 4 --embedding 8 --steps 2 --batch-size 6 --evaluation-examples 20"
@@ -102,7 +100,7 @@ def test_every_preset_is_of_its_task(name: str) -> None:
     [
         (
             ["nth-farthest", "--config", "huge"],
-            "config takes small or medium or paper for nth-farthest, got",
+            "config must be small or medium or paper for nth-farthest, got",
         ),
         (["program-eval", "--kind", "poetry"], "kind must be one of 'all', 'addition'"),
         (["babi", "--data", "/nowhere.tar.gz"], "/nowhere.tar.gz"),
@@ -117,7 +115,7 @@ def test_a_wrong_option_is_named(arguments: list[str], said: str, tmp_path: Path
 def test_resume_takes_the_same_run_only(runs: Path) -> None:
     sizes = [*TINY, *OF_TASK["babi"], "--out", str(runs), "--resume"]
     assert "going on from" in call(train, "babi", *sizes)
-    assert "batch_size of the checkpoint takes 6, got 7" in wrong(train, "babi", *sizes, "--batch-size", "7")
+    assert "--batch-size must be 6 to go on from" in wrong(train, "babi", *sizes, "--batch-size", "7")
 
 
 @pytest.mark.slow
@@ -134,8 +132,10 @@ def test_compare_gives_every_model_the_best_of_the_same_learning_rates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 0.02 and 1e-9 the first learns. The jobs run in this process; a second call finds them done."""
-    monkeypatch.setattr(jobs, "_queue", SimpleQueue(), raising=False)
-    monkeypatch.setattr(compared, "train_all", lambda all_, processes, watch: [*map(jobs._train, count(), all_)])
+    def train_here(job: Job) -> History:
+        return Trainer(job.task, job.model, job.training, job.checkpoint, resume=True, command=job.command).run()
+
+    monkeypatch.setattr(compared, "train_all", lambda jobs, processes, watch: [*map(train_here, jobs)])
     arguments = ["nth-farthest", *TINY, "--objects", "2", "--dims", "1", "--steps", "60", "--models", "rmc,lstm"]
     arguments += ["--seeds", "2", "--rates", "0.02,1e-9,0.02", "--out", str(tmp_path)]
     shown = call(comparison, *arguments)
@@ -165,10 +165,10 @@ def test_the_best_learning_rate_is_of_the_run_that_did_best() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--models", "rmc,elman"], "models takes rmc, lstm"),
-        (["--rates", "1e-3,fast"], "rates takes numbers with commas between, got '1e-3,fast'"),
-        (["--rates", "1e-3,0"], "rates takes numbers above 0, got '1e-3,0'"),
-        (["--rates", "1e-3", "--lr", "1e-3"], "rates takes the place of lr; got both"),
+        (["--models", "rmc,elman"], "models must be some of rmc, lstm"),
+        (["--rates", "1e-3,fast"], "rates must be numbers with commas between, got '1e-3,fast'"),
+        (["--rates", "1e-3,0"], "rates must be numbers above 0, got '1e-3,0'"),
+        (["--rates", "1e-3", "--lr", "1e-3"], "rates must not be given beside lr"),
     ],
 )
 def test_compare_names_a_wrong_option(arguments: list[str], said: str, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_sample_writes_on_from_the_prompt(runs: Path) -> None:
     assert one == same != other
     assert one.startswith("def ")
     assert len(one) == len("def ") + 30 + 1
-    assert "takes one of lm, got one of babi" in wrong(as_command(sample), str(runs / "babi-rmc-seed0.pt"))
+    assert "must be one of lm, got one of babi" in wrong(as_command(sample), str(runs / "babi-rmc-seed0.pt"))
 
 
 @pytest.mark.parametrize("core", ["lstm", "transformer"])

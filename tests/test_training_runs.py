@@ -121,18 +121,18 @@ def test_a_checkpoint_of_another_training_is_refused(
     change: dict[str, Any], named: str, tasks: dict[str, Task], tmp_path: Path
 ) -> None:
     Trainer(tasks["nth-farthest"], MODEL, CONFIG, tmp_path / "run.pt").run()
-    with pytest.raises(ValueError, match=f"{named} of the checkpoint takes"):
+    with pytest.raises(ValueError, match=f"{named} must be .* to go on from"):
         Trainer(tasks["nth-farthest"], MODEL, replace(CONFIG, **change), tmp_path / "run.pt", resume=True)
-    with pytest.raises(ValueError, match="objects of the checkpoint takes 4, got 5"):
+    with pytest.raises(ValueError, match=r"objects must be 4 to go on from .*, got 5"):
         Trainer(NthFarthest(5, 2, "grow", 2), MODEL, CONFIG, tmp_path / "run.pt", resume=True)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("no checkpoint")
-    with pytest.raises(ValueError, match="takes a file that `rmc train` wrote"):
+    with pytest.raises(ValueError, match="must be a checkpoint of `rmc train`"):
         read_checkpoint(tmp_path / "text.pt")
     torch.save({"version": 0}, tmp_path / "old.pt")
-    with pytest.raises(ValueError, match="takes a file of version 1"):
+    with pytest.raises(ValueError, match="must be a checkpoint of `rmc train`"):
         read_checkpoint(tmp_path / "old.pt")
     with pytest.raises(FileNotFoundError):
         read_checkpoint(tmp_path / "none.pt")
@@ -180,15 +180,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 def test_a_killed_run_leaves_its_curve(tasks: dict[str, Task], tmp_path: Path) -> None:
-    trainer, write = Trainer(tasks["nth-farthest"], MODEL, CONFIG), logs.files(tmp_path, "run")
-
-    def watch(trainer: Trainer) -> None:
-        write(trainer)
-        if trainer.update == 5:
-            raise Killed
-
-    with pytest.raises(Killed):
-        trainer.run(watch)
+    killed_after(5, Trainer(tasks["nth-farthest"], MODEL, CONFIG, tmp_path / "run.pt"))
     assert [point.update for point in History.read(tmp_path / "run.json").points] == [0, 3]
     assert len((tmp_path / "run.csv").read_text().splitlines()) == 3
 
@@ -301,5 +293,5 @@ def test_two_processes_go_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     path = tmp_path / "again" / "lm-rmc-seed0.pt"
     task, _, kept = trained(path)
     model, config = ModelConfig(**kept["what"]["model"]), TrainingConfig(**kept["what"]["training"])
-    with pytest.raises(ValueError, match="of 2 processes takes as many, got 1"):
+    with pytest.raises(ValueError, match="resumed by 2 processes, as it was trained by, got 1"):
         Trainer(task, model, config, path, resume=True)

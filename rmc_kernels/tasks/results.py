@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from rmc_kernels.tasks.exits import one_line
+from rmc_kernels.tasks.files import replacing
 from rmc_kernels.tasks.history import History
 from rmc_kernels.tasks.plots import CORES, groups, model_label, plot_curves
 
@@ -21,7 +23,7 @@ def read_runs(folder: Path) -> list[History]:
     """The runs whose JSON a folder holds: by core, learning rate and seed.
 
     Raises:
-        ValueError: there is none.
+        OSError, ValueError: there is none, or one is not a record of a run, or a damaged one.
     """
     runs = [History.read(path) for path in sorted(folder.glob("*.json"))]
     if not runs:
@@ -112,12 +114,11 @@ def results(
     runs: Annotated[Path, typer.Option(help="Folder of the folders that the page names.")] = Path("docs/results"),
 ) -> None:
     """Write the tables of a page and the plots beside their runs from the JSON that `rmc train` left."""
-    try:
-        text = page.read_text()
+    with one_line(OSError, ValueError):
+        text = page.read_text(encoding="utf-8")
         filled = fill(text, runs)
-        page.write_text(filled)
+        with replacing(page) as file:
+            file.write(filled.encode())
         for _, name, _ in BLOCK.findall(text):
             typer.echo(f"wrote {plot_curves(read_runs(runs / name), runs / name / 'curves.png')}")
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
     typer.echo(f"wrote {page}")
