@@ -16,7 +16,7 @@ from rmc_kernels.tasks.registry import TASKS
 from rmc_kernels.tasks.training import TrainingConfig
 
 #: The options of what the messages of errors begin with.
-OPTIONS = {"out": "--out"} | {
+OPTIONS = {name: f"--{name}" for name in ("config", "models", "out", "overwrite", "rates")} | {
     field.name: f"--{option_name(field.name)}"
     for config in (*TASKS.values(), ModelConfig, TrainingConfig)
     for field in fields(config)

@@ -73,7 +73,8 @@ def claimed(checkpoint: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            with suppress(OSError):
+                lock.unlink()
 
 
 def left_by_a_run(checkpoint: Path) -> list[Path]:

@@ -139,7 +139,7 @@ class History:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} must be a record of `rmc train`, got another file or a damaged one") from error
         if damaged:
-            raise ValueError(f"{path} is damaged: it must have the checksum that it was written with")
+            raise ValueError(f"{path} is damaged, its checksum is another: restore a copy, or train again")
         return history
 
 

@@ -120,7 +120,7 @@ class Trainer:
         command: str = "",
     ) -> None:
         if resume and overwrite:
-            raise ValueError("overwrite must be False where resume is True: a run is resumed or replaced")
+            raise ValueError("overwrite must not be given beside resume: a run is gone on with or replaced")
         check_device(config.device)
         self._settings = settings(task, model, config)
         found = None
@@ -371,7 +371,7 @@ def checkpoint_to_resume(checkpoint: Path, wanted: Settings) -> dict[str, Any] |
                 raise ValueError(f"{name} must be {before!r} to go on from {checkpoint}, got {value!r}")
     updates = wanted["training"]["updates"]
     if kept["update"] > updates:
-        raise ValueError(f"updates must be at least the {kept['update']} of {checkpoint}, got {updates}")
+        raise ValueError(f"updates must be at least {kept['update']}, which {checkpoint} has made, got {updates}")
     return kept
 
 
