@@ -6,10 +6,13 @@ import errno
 import os
 import random
 import resource
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -480,6 +483,115 @@ def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     history = History("t", {"chance": 0.5}, 3, "cpu", {"core": "rmc"}, {"seed": 1}, [Point(0, 0, 0.1, 1.0, 0.5)])
     history.write(tmp_path, "run")
     assert History.read(tmp_path / "run.json") == history
+
+
+# -- processes that are ended -----------------------------------------------------------------------------------------
+
+RMC = (sys.executable, "-m", "rmc_kernels")
+TINY = "--slots 2 --heads 2 --head-size 4 --readout-width 8 --batch-size 8 --evaluation-examples 20 --dropout 0.2"
+
+
+def run_until(seen: Callable[[], bool], end: Callable[[subprocess.Popen[str]], None], *arguments: str) -> str:
+    """Start a command, and end it as soon as something is seen; gives what it says on stderr."""
+    with subprocess.Popen(
+        [*RMC, *arguments], cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    ) as running:  # fmt: skip
+        while not seen():
+            assert running.poll() is None, running.communicate()[1]
+            time.sleep(0.005)
+        end(running)
+        return running.communicate(timeout=120)[1]
+
+
+def evaluations(record: Path) -> int:
+    return len(History.read(record).points) if record.exists() else 0
+
+
+def assert_uninterrupted(folder: Path, core: Core, points: int) -> None:
+    """A run has the curve of one that was never ended, and nothing but its files."""
+    what = read_checkpoint(folder / f"nth-farthest-{core}-seed0.pt")["what"]
+    model, config = ModelConfig(**what["model"]), TrainingConfig(**what["training"])
+    found = History.read(folder / f"nth-farthest-{core}-seed0.json")
+    assert len(found.points) == points
+    assert curve(found) == curve(Trainer(NthFarthest(3, 1), model, config).run())
+    assert {path.suffix for path in folder.iterdir()} == {".pt", ".json", ".csv", ".png"}
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_has_the_curve_of_one_that_was_not(tmp_path: Path) -> None:
+    """With kill -9, up to 40 ms after a checkpoint; most of the time of this run goes into writing."""
+    record = tmp_path / "nth-farthest-rmc-seed0.json"
+    arguments = ["train", "nth-farthest", *TINY.split(), "--steps", "40", "--evaluate-every", "1", "--resume"]
+    arguments += ["--out", str(tmp_path)]
+    generator = random.Random(0)
+    for _ in range(5):
+        made = evaluations(record)
+
+        def kill(running: subprocess.Popen[str]) -> None:
+            time.sleep(generator.random() / 25)
+            running.kill()
+
+        run_until(lambda made=made: evaluations(record) > made, kill, *arguments)  # type: ignore[misc]
+        assert read_checkpoint(record.with_suffix(".pt"))["update"] < 40
+    subprocess.run([*RMC, *arguments], cwd=Path(__file__).parent.parent, check=True, timeout=300)
+    assert_uninterrupted(tmp_path, "rmc", 41)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_an_interrupted_command_ends_and_says_what_goes_on(
+    command: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    """A terminal sends SIGINT to all processes of a command, a supervisor SIGTERM to the first."""
+    folder = tmp_path / "runs"
+    given = ["nth-farthest", *TINY.split(), "--steps", "100", "--evaluate-every", "10", "--out", str(folder)]
+    given += ["--seeds", "1", "--processes", "2"] if command == "compare" else []
+    codes = []
+
+    def interrupt(running: subprocess.Popen[str]) -> None:
+        (os.killpg if number == signal.SIGINT else os.kill)(running.pid, number)
+        codes.append(running.wait(timeout=120))
+
+    said = run_until(lambda: (folder / "nth-farthest-rmc-seed0.csv").exists(), interrupt, command, *given)
+    assert codes == [128 + number]
+    assert said.startswith("Interrupted; to go on")
+    assert said.count("\n") == 1
+    words = shlex.split(said[said.index(": rmc ") + 2 :])
+    assert words == ["rmc", command, *given, *(["--resume"] if command == "train" else [])]
+    left = folder_contents(folder)
+    assert {Path(name).suffix for name in left} == {".pt", ".json", ".csv"}
+    time.sleep(1)
+    assert folder_contents(folder) == left, "a process goes on"
+    subprocess.run([*RMC, *words[1:]], cwd=Path(__file__).parent.parent, check=True, timeout=300)
+    for core in ("rmc", "lstm") if command == "compare" else ("rmc",):
+        assert_uninterrupted(folder, core, 11)  # type: ignore[arg-type]
+
+
+# -- the paper's sizes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nth-farthest", "lm"])
+def test_the_paper_s_presets_train(name: str, tmp_path: Path) -> None:
+    """Two updates, through the backend that runs here and through the reference: 1.3 and 81 million parameters."""
+    text = tmp_path / "text.txt"
+    generator = random.Random(0)
+    text.write_text("\n".join(" ".join(f"w{generator.randrange(60)}" for _ in range(20)) for _ in range(200)))
+    given = {"nth-farthest": ["--threads", "2"], "lm": ["--text", str(text)]}[name]
+    losses = []
+    for backend in ("auto", "reference"):
+        folder = tmp_path / backend
+        arguments = ["train", name, "--config", "paper", *given, "--steps", "2", "--backend", backend]
+        subprocess.run(
+            [*RMC, *arguments, "--out", str(folder)], cwd=Path(__file__).parent.parent, check=True, timeout=600
+        )
+        found = History.read(folder / f"{name}-rmc-seed0.json")
+        assert [point.update for point in found.points] == [0, 2]
+        losses.append([value for point in found.points for value in (point.loss, point.training_loss)])
+        shutil.rmtree(folder)  # 1 GB
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 # -- torchrun -------------------------------------------------------------------------------------------------------

@@ -57,7 +57,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if not seal.startswith(SEAL):
             return _read_version_1(path, file)
         if seal != _seal(file, size):
-            raise ValueError(f"{path} is damaged, its checksum is another: restore a copy, or train again (--overwrite)")
+            raise ValueError(
+                f"{path} is damaged, its checksum is another: restore a copy, or train again (--overwrite)"
+            )
         file.seek(0)
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     if state["version"] != VERSION:

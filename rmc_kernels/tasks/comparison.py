@@ -17,7 +17,6 @@ from rmc_kernels.tasks.jobs import Job, News, train_all
 from rmc_kernels.tasks.models import ModelConfig
 from rmc_kernels.tasks.presets import Preset
 from rmc_kernels.tasks.progress import TrainingProgress
-from rmc_kernels.tasks.schedule import rate_factor
 from rmc_kernels.tasks.task import Task
 from rmc_kernels.tasks.training import TrainingConfig, check_device, checkpoint_to_resume, settings
 
@@ -134,15 +133,13 @@ def _check(job: Job) -> None:
     if job.checkpoint is None:
         return
     kept = checkpoint_to_resume(job.checkpoint, settings(job.task, job.model, job.training))
-    config = job.training
     for point in kept["points"][1:] if kept else []:
-        factor = rate_factor(config.schedule, point["update"], config.updates, config.warmup_updates)
-        wanted, got = config.learning_rate * factor, point["learning_rate"]
-        if not math.isclose(wanted, got, rel_tol=1e-9):
+        update, got, wanted = point["update"], point["learning_rate"], job.training.rate(point["update"])
+        if not math.isclose(got, wanted, rel_tol=1e-9):
             raise ValueError(
-                f"updates must be as many as {job.checkpoint} was trained for, got {config.updates}: learning rates "
-                f"would not be those of a {config.schedule} schedule ({got:g} after update {point['update']}, "
-                f"not {wanted:g})"
+                f"updates must be as many as {job.checkpoint} was trained for, got {job.training.updates}: "
+                f"a {job.training.schedule} schedule of so many has a learning rate of {wanted:g} at update {update}, "
+                f"not {got:g}"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -75,6 +76,10 @@ class TrainingConfig:
                 raise ValueError(f"{name} takes a number above 0, got {getattr(self, name)}")
         if not errors.real_number("weight_decay", self.weight_decay) >= 0:
             raise ValueError(f"weight_decay takes a number of at least 0, got {self.weight_decay}")
+
+    def rate(self, update: int) -> float:
+        """The learning rate of an update, 1 to `updates`."""
+        return self.learning_rate * rate_factor(self.schedule, update, self.updates, self.warmup_updates)
 
 
 class Trainer:
@@ -209,8 +214,7 @@ class Trainer:
         total = ranks.summed([loss.item()], config.device)[0]
         self.source.heard(total)
         self.update += 1
-        factor = rate_factor(config.schedule, self.update, config.updates, config.warmup_updates)
-        self.optimizer.param_groups[0]["lr"] = config.learning_rate * factor
+        self.optimizer.param_groups[0]["lr"] = config.rate(self.update)
         self.optimizer.step()
         if self.task.carries:
             self.state = detached(answers.state)
@@ -306,9 +310,13 @@ class Trainer:
         self._describe(kept["what"]["training"], made_by)
 
     def _go_on(self) -> None:
-        """From here on it is this training's run; that a shorter one ended here is no point of its curve."""
+        """From here on it is this training's run, whose curve has no point where a shorter run ended.
+
+        Where that run had another learning rate there, the point stays, to show it.
+        """
         self._describe(self._settings["training"], self._made_by)
-        if self.update % self.config.evaluate_every:
+        due = self.update % self.config.evaluate_every == 0
+        if not due and math.isclose(self.history.final.learning_rate, self.config.rate(self.update), rel_tol=1e-9):
             self.history.points.pop()
 
     def _describe(self, training: Mapping[str, Any], made_by: MadeBy) -> None:
