@@ -111,7 +111,7 @@ def test_every_preset_is_of_its_task(name: str) -> None:
         ),
         (["program-eval", "--kind", "poetry"], "kind must be one of 'all', 'addition'"),
         (["babi", "--data", "/nowhere.tar.gz"], "/nowhere.tar.gz"),
-        (["nth-farthest", "--head", "tied"], "head takes 'mlp' where a step is no token"),
+        (["nth-farthest", "--head", "tied"], "head must be 'mlp' where a step is no token"),
         (["lm", "--model", "hmm"], "'hmm' is not one of 'rmc', 'lstm', 'gru', 'transformer'"),
     ],
 )
@@ -462,7 +462,7 @@ def test_an_example_ends_with_its_last_answer(runs: Path) -> None:
     assert (batch.targets >= 0).tolist()[0] == [False] * (batch.targets.shape[1] - 1) + [True]
     assert task.captions(batch, 0)[-1].startswith("where is")
     assert not torch.equal(example(task, 5).inputs, example(task, 6).inputs)
-    with pytest.raises(ValueError, match="example takes a number below 1000 here, got 1000"):
+    with pytest.raises(ValueError, match="example must be a number below 1000 here, got 1000"):
         example(task, 1000)
 
 
@@ -514,7 +514,7 @@ def test_a_table_has_a_row_for_every_run_and_a_mean_for_every_model(tmp_path: Pa
     assert "| **RMC, mean of 2** |  | 0.001 |  | **62.5%** |  | 3 |  |" in text
     assert "chance 33.3%" in text
     assert "    rmc train x" in text
-    with pytest.raises(ValueError, match="takes folders with the JSON"):
+    with pytest.raises(ValueError, match="must be folders with the JSON"):
         read_runs(tmp_path / "none")
 
 

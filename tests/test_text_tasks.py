@@ -342,7 +342,7 @@ def test_streams_ask_for_every_next_token_and_go_on_from_batch_to_batch() -> Non
     whole = torch.cat([batch.inputs for batch in batches], dim=1)
     assert whole.tolist() == [list(range(11)), list(range(11, 22))]
     assert all(torch.equal(batch.targets, batch.inputs + 1) for batch in batches)
-    with pytest.raises(ValueError, match="fewer streams"):
+    with pytest.raises(ValueError, match="must be less than the tokens of the text, 3, got 3"):
         streams(torch.arange(3), batch_size=3, steps=4)
 
 

@@ -27,7 +27,7 @@ def attention(model: SequenceModel, inputs: Tensor) -> Tensor:
     """
     layer = model.core.layer if hasattr(model.core, "layer") else None
     if not isinstance(layer, RelationalMemory):
-        raise ValueError("checkpoint takes one of an RMC: only its slots attend to each other")
+        raise ValueError("checkpoint must be of an RMC, got another model: only its slots attend to each other")
     _, _, weights = layer(model.encoder(inputs), return_attention=True)
     return weights[0]  # type: ignore[no-any-return]
 
@@ -67,7 +67,7 @@ def example(task: Task, number: int) -> Batch:
     """The held-out sequence `number` of the task's first part, without padding behind its last answer."""
     batch = next(iter(task.held_out(number + 1, 100 * (number + 1)).values()))[0]
     if number >= len(batch.inputs):
-        raise ValueError(f"example takes a number below {len(batch.inputs)} here, got {number}")
+        raise ValueError(f"example must be a number below {len(batch.inputs)} here, got {number}")
     row = batch.rows(number, number + 1)
     asked = (row.targets[0] >= 0).nonzero()
     length = int(asked[-1]) + 1

@@ -27,7 +27,7 @@ def read_runs(folder: Path) -> list[History]:
     """
     runs = [History.read(path) for path in sorted(folder.glob("*.json"))]
     if not runs:
-        raise ValueError(f"results takes folders with the JSON of `rmc train`, got {folder}")
+        raise ValueError(f"runs must be folders with the JSON of `rmc train`, got {folder}")
     order = list(CORES)
     key = [(order.index(r.model["core"]), r.training["learning_rate"], r.training["seed"]) for r in runs]
     return [runs[i] for i in sorted(range(len(runs)), key=key.__getitem__)]

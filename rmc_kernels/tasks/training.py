@@ -70,12 +70,12 @@ class TrainingConfig:
         errors.positive_int("warmup_updates", self.warmup_updates, minimum=0)
         errors.one_of("schedule", self.schedule, SCHEDULES)
         if not 0 <= errors.positive_int("seed", self.seed, minimum=0) < 2**32:
-            raise ValueError(f"seed takes an int from 0 to 2**32 - 1, got {self.seed}")
+            raise ValueError(f"seed must be an int from 0 to 2**32 - 1, got {self.seed}")
         for name in ("learning_rate", "clip_norm"):
             if not errors.real_number(name, getattr(self, name)) > 0:
-                raise ValueError(f"{name} takes a number above 0, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}")
         if not errors.real_number("weight_decay", self.weight_decay) >= 0:
-            raise ValueError(f"weight_decay takes a number of at least 0, got {self.weight_decay}")
+            raise ValueError(f"weight_decay must be a number of at least 0, got {self.weight_decay}")
 
     def rate(self, update: int) -> float:
         """The learning rate of an update, 1 to `updates`."""
@@ -138,7 +138,9 @@ class Trainer:
         self.saved: int | None = None
         self.rank, self.world = ranks.rank(), ranks.world()
         if config.batch_size < self.world:
-            raise ValueError(f"batch_size takes at least one sequence a process, {self.world}; got {config.batch_size}")
+            raise ValueError(
+                f"batch_size must be at least one sequence a process, {self.world}, got {config.batch_size}"
+            )
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.model = task.model(model).to(config.device)
