@@ -12,6 +12,8 @@ import typer
 from PIL import Image
 
 from rmc_kernels.tasks import summary
+from rmc_kernels.tasks.exits import one_line
+from rmc_kernels.tasks.files import replacing
 from rmc_kernels.tasks.history import History
 from rmc_kernels.tasks.plots import CORES, groups, model_label, plot_curves
 
@@ -25,11 +27,11 @@ def read_runs(folder: Path) -> list[History]:
     """The runs whose JSON a folder holds: by core, learning rate and seed.
 
     Raises:
-        ValueError: there is none.
+        OSError, ValueError: there is none, or one is not a record of a run, or a damaged one.
     """
     runs = [run for path in sorted(folder.glob("*.json")) for run in summary.read(path)]
     if not runs:
-        raise ValueError(f"results takes folders with the JSON of `rmc train`, got {folder}")
+        raise ValueError(f"runs must be folders with the JSON of `rmc train`, got {folder}")
     order = list(CORES)
     key = [(order.index(r.model["core"]), r.training["learning_rate"], r.training["seed"]) for r in runs]
     return [runs[i] for i in sorted(range(len(runs)), key=key.__getitem__)]
@@ -123,19 +125,18 @@ def results(
     name: Annotated[str | None, typer.Option(help="Folder that keeps the runs of --add; its own name without.")] = None,
 ) -> None:
     """Write the tables of a page, and the curves that it shows, from the summaries of runs beside it."""
-    try:
-        text = page.read_text()
+    with one_line(OSError, ValueError):
+        text = page.read_text(encoding="utf-8")
         if add is not None:
             kept = name or add.name
             typer.echo(f"wrote {summary.write(read_runs(add), runs / kept, curves=_shown(kept, text))}")
         filled = fill(text, runs)
-        page.write_text(filled)
+        with replacing(page) as file:
+            file.write(filled.encode())
         for _, folder, _ in BLOCK.findall(text):
             if _shown(folder, text):
                 path = plot_curves(read_runs(runs / folder), runs / folder / "curves.png")
                 picture = Image.open(path).convert("RGB")
                 picture.quantize(COLOURS, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
                 typer.echo(f"wrote {path}")
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
     typer.echo(f"wrote {page}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import replace
+import multiprocessing
+import os
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typer.testing import CliRunner
 
 from rmc_kernels import RelationalMemory, demo
 from rmc_kernels.spec import Variant
+from rmc_kernels.tasks.checkpoints import read_checkpoint
 from rmc_kernels.tasks.command import train
 from rmc_kernels.tasks.comparison import MARGIN, Comparison
 from rmc_kernels.tasks.cores import CORES, Core
@@ -317,6 +320,54 @@ def test_jobs_run_in_a_process_and_give_what_a_run_here_gives() -> None:
         expected = Trainer(job.task, job.model, job.training).run().final
         assert histories[number].final.loss == pytest.approx(expected.loss, rel=1e-4)
         assert [news.point.update for news in heard if news.job == number] == [4, 6]
+
+
+@dataclass(frozen=True)
+class Failing(NthFarthest):
+    """A task that fails in its process at the third batch: by an exception, or by the end of the process."""
+
+    how: str = "ValueError"
+
+    def source(self, batch_size: int, seed: int) -> Any:
+        source = super().source(batch_size, seed)
+        draw, drawn = source.next, iter(range(3))
+
+        def failing() -> Any:
+            if next(drawn) < 2:
+                return draw()
+            if self.how == "exit":
+                os._exit(3)
+            raise {"ValueError": ValueError, "OSError": OSError}[self.how]("no third batch")
+
+        source.next = failing  # type: ignore[method-assign]
+        return source
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "said"),
+    [
+        ("ValueError", RuntimeError, r"(?s)a training failed in its process:.*in failing.*no third batch"),
+        pytest.param("OSError", OSError, "no third batch", marks=pytest.mark.slow),
+        ("exit", ChildProcessError, "the process of a training ended with exit code 3"),
+    ],
+)
+def test_a_job_that_fails_ends_the_others(how: str, error: type[Exception], said: str, tmp_path: Path) -> None:
+    """The one beside it has no end of its own; what it had saved stays, and nothing half written does."""
+    endless = Job(NthFarthest(3, 1), TINY, replace(SHORT, updates=10**6, evaluate_every=1), tmp_path / "endless.pt")
+    failing = Job(Failing(3, 1, how=how), TINY, SHORT, tmp_path / "failing.pt")
+    with pytest.raises(error, match=said):
+        train_all([endless, failing], processes=2, watch=lambda news: None)
+    assert not multiprocessing.active_children()
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept <= {f"{name}.{kind}" for name in ("endless", "failing") for kind in ("pt", "json", "csv", "lock")}
+    assert {path for path in kept if path.endswith(".lock")} <= ({"failing.lock"} if how == "exit" else set())
+    assert read_checkpoint(tmp_path / "failing.pt")["update"] == 0
+
+
+def test_jobs_that_cannot_be_are_refused_by_the_error_of_the_trainer(tmp_path: Path) -> None:
+    job = Job(NthFarthest(3, 1), replace(TINY, head="tied"), SHORT)
+    with pytest.raises(ValueError, match=r"head .* where a step is no token"):
+        train_all([job], processes=1, watch=lambda news: None)
 
 
 # -- what is left behind ------------------------------------------------------------------------------------------

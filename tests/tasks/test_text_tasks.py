@@ -9,6 +9,7 @@ import tarfile
 from collections import defaultdict
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +107,6 @@ def test_a_folder_and_an_archive_of_it_are_read_alike(tmp_path: Path) -> None:
     for name in ("qa10_b", "qa2_a-c"):
         for part in ("train", "test"):
             (deep / f"{name}_{part}.txt").write_text(FILE)
-    (deep / "qa3_alone_train.txt").write_text(FILE)
     (deep / "readme.txt").write_text("no stories")
     with tarfile.open(tmp_path / "stories.tar.gz", "w:gz") as archive:
         archive.add(deep, "en")
@@ -114,11 +114,120 @@ def test_a_folder_and_an_archive_of_it_are_read_alike(tmp_path: Path) -> None:
     assert list(stories) == ["qa2 a-c", "qa10 b"]
     assert len(stories["qa10 b"]["test"]) == 3
     assert read_stories(tmp_path / "stories.tar.gz") == stories
-    with pytest.raises(ValueError, match=r"takes a folder or \.tar\.gz"):
+    with pytest.raises(ValueError, match=r"must be a folder or \.tar\.gz"):
         read_stories(deep / "readme.txt")
+    (deep / "qa2_a-c_test.txt").unlink()
+    with pytest.raises(ValueError, match=rf"{tmp_path} must hold qa2_a-c_test.txt beside the other file"):
+        read_stories(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="qaN_NAME_train"):
         read_stories(tmp_path / "empty")
+
+
+def archive(path: Path, **members: bytes | dict[str, Any]) -> Path:
+    """A .tar.gz with one task, whose members are replaced by, or get, what is given: content or fields of TarInfo."""
+    files: dict[str, bytes | dict[str, Any]] = {"train": FILE.encode(), "test": FILE.encode(), **members}
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as packed:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"en/qa1_one_{name}.txt" if name in ("train", "test") else name)
+            if isinstance(content, bytes):
+                member.size = len(content)
+                packed.addfile(member, io.BytesIO(content))
+            else:
+                for field, value in content.items():
+                    setattr(member, field, value)
+                packed.addfile(member)
+    return path
+
+
+LINK = {"type": tarfile.SYMTYPE}
+
+
+@pytest.mark.parametrize(
+    ("member", "said"),
+    [
+        ({**LINK, "linkname": "nowhere"}, r"must be a file, got a link to 'nowhere', which leads to no file"),
+        ({**LINK, "linkname": "qa1_one_test.txt"}, r"got a link to 'qa1_one_test.txt', which leads to no file"),
+        ({**LINK, "linkname": "../other"}, r"got a link to '../other', which leads to no file"),
+        ({**LINK, "linkname": "/etc/hostname"}, r"got a link to '/etc/hostname', which leads to no file"),
+        ({"type": tarfile.LNKTYPE, "linkname": "en/qa1_one_test.txt"}, r"which leads to no file"),
+        ({"type": tarfile.CHRTYPE}, r"must be a file, got a folder, a device"),
+        ({"type": tarfile.FIFOTYPE}, r"must be a file, got a folder, a device"),
+        ({"type": tarfile.DIRTYPE}, r"must be a file, got a folder, a device"),
+        (b"", r"must have a question"),
+        (b"1 Mary slept.\n", r"must have a question"),
+        (b"1 Mary slept.\n2Where?\tbed\t1\n", r", line 2 must be a number, a blank and a text, got '2Where\?"),
+        (b"1 Mary slept.\n\n2\n", r", line 3 must be a number, a blank and a text, got '2'"),
+        (b"one Mary slept.\n", r", line 1 must be a number, a blank and a text, got 'one Mary slept.'"),
+        (b"1 Mary slept.\r\n-2 Where?\tbed\t1\r\n", r", line 2 must be a number"),
+        (b"1 Mary slept.\n3 Where?\tbed\t1\n", r", line 2 must have the number 2, or 1 for a new story, got 3"),
+        (b"2 Mary slept.\n", r", line 1 must have the number 1, or 1 for a new story, got 2"),
+        (b"1 Mary slept.\n2 Where?\t\t1\n", r", line 2 must have an answer behind the tab"),
+        (b"1 Mary slept.\n2 Where?\tb\xe9d\t1\n", r", line 2: text must be UTF-8, got a byte 0xe9"),
+    ],
+)
+def test_a_malformed_file_of_an_archive_is_named(member: bytes | dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = archive(tmp_path / "stories.tar.gz", test=member, other={**LINK, "linkname": "nowhere"})
+    with pytest.raises(ValueError, match=rf"en/qa1_one_test.txt in {path}.*{said}"):
+        read_stories(path)
+    if isinstance(member, bytes):
+        (tmp_path / "qa1_one_test.txt").write_bytes(member)
+        with pytest.raises(ValueError, match=rf"{tmp_path}/qa1_one_test.txt.*{said}"):
+            read_stories(tmp_path)
+
+
+def test_a_loop_of_links_is_refused_and_a_link_to_a_file_is_read(tmp_path: Path) -> None:
+    one, other = ({**LINK, "linkname": f"qa1_one_{name}.txt"} for name in ("test", "train"))
+    with pytest.raises(ValueError, match=r"en/qa1_one_train.txt in .* must be a file, got a link"):
+        read_stories(archive(tmp_path / "loop.tar.gz", train=one, test=other))
+    read = read_stories(archive(tmp_path / "link.tar.gz", test=other))
+    assert read["qa1 one"]["test"] == read["qa1 one"]["train"] == parse(FILE)
+
+
+@pytest.mark.parametrize("kind", ["missing", "self", "folder"])
+def test_what_is_no_file_in_a_folder_is_named(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "qa1_one_test.txt"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path if kind == "self" else tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=f"{path} must be a file, got a folder, a device, or a link"):
+        read_stories(tmp_path)
+
+
+def test_an_archive_of_several_languages_is_not_mixed(tmp_path: Path) -> None:
+    path = archive(tmp_path / "stories.tar.gz", **{"hn/qa1_one_test.txt": FILE.replace("yes", "no").encode()})
+    with pytest.raises(ValueError, match=r"must hold qa1_one_test.txt once, got hn/qa1_one_test.txt in .* too"):
+        read_stories(path)
+    with pytest.raises(ValueError, match=r"\.\./qa2_x_test.txt in .* must lie in a folder of the archive"):
+        read_stories(archive(path, **{"../qa2_x_test.txt": FILE.encode()}))
+    with pytest.raises(ValueError, match=r"/qa2_x_test.txt in .* must lie in a folder of the archive"):
+        read_stories(archive(path, **{"/qa2_x_test.txt": FILE.encode()}))
+
+
+@pytest.mark.parametrize("name", ["stories.tar.gz", "stories.tar"])
+def test_a_damaged_archive_is_refused(name: str, tmp_path: Path) -> None:
+    """Cut off anywhere, or with a bit flipped where it changes what is read."""
+    path = archive(tmp_path / name)
+    content, whole, refused = path.read_bytes(), read_stories(path), 0
+    packed = name.endswith("gz")
+    end = len(content) if packed else 4 * tarfile.BLOCKSIZE  # a tar has zeros behind its four blocks
+    for length in range(0, end, 1 if packed else 128):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=rf"stories must be a folder or \.tar\.gz, .*got {path}"):
+            read_stories(path)
+    places = range(0, end, 1 if packed else 5)
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            same = read_stories(path) == whole
+        except ValueError:
+            refused += 1
+        else:
+            assert same or not packed  # a tar has checksums of its headers only
+    assert refused > (0.9 if packed else 0.1) * len(places)
 
 
 def told_places(question: Question) -> dict[str, str]:
@@ -233,7 +342,7 @@ def test_streams_ask_for_every_next_token_and_go_on_from_batch_to_batch() -> Non
     whole = torch.cat([batch.inputs for batch in batches], dim=1)
     assert whole.tolist() == [list(range(11)), list(range(11, 22))]
     assert all(torch.equal(batch.targets, batch.inputs + 1) for batch in batches)
-    with pytest.raises(ValueError, match="fewer streams"):
+    with pytest.raises(ValueError, match="must be less than the tokens of the text, 3, got 3"):
         streams(torch.arange(3), batch_size=3, steps=4)
 
 
@@ -252,6 +361,19 @@ def test_without_a_test_text_the_last_tenth_is_kept(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("a" * 90 + "b" * 10)
     assert LanguageModelling(str(text), level="character").texts == (["a"] * 90, ["b"] * 10)
+
+
+def test_a_text_that_is_none_is_named(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"one\r\ntwo\r\n" * 20)
+    task = LanguageModelling(str(text), level="character", test=str(tmp_path / "test.txt"))
+    with pytest.raises(FileNotFoundError, match=r"test\.txt"):
+        _ = task.texts
+    (tmp_path / "test.txt").write_bytes(b"one\ntwo\nthr\xffe\n")
+    with pytest.raises(ValueError, match=r"test\.txt, line 3: text must be UTF-8, got a byte 0xff"):
+        _ = task.texts
+    (tmp_path / "test.txt").write_bytes("\ufeffone\rtwo".encode())
+    assert task.texts == (list("one\ntwo\n" * 20), list("one\ntwo"))
 
 
 def test_tied_embeddings_are_one_parameter() -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import random
+import resource
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -17,6 +24,7 @@ from rmc_kernels.tasks import logs
 from rmc_kernels.tasks.babi import Babi
 from rmc_kernels.tasks.checkpoints import read_checkpoint, write_checkpoint
 from rmc_kernels.tasks.cores import Core
+from rmc_kernels.tasks.files import claimed
 from rmc_kernels.tasks.history import History, Point
 from rmc_kernels.tasks.language import LanguageModelling
 from rmc_kernels.tasks.models import ModelConfig
@@ -121,18 +129,24 @@ def test_a_checkpoint_of_another_training_is_refused(
     change: dict[str, Any], named: str, tasks: dict[str, Task], tmp_path: Path
 ) -> None:
     Trainer(tasks["nth-farthest"], MODEL, CONFIG, tmp_path / "run.pt").run()
-    with pytest.raises(ValueError, match=f"{named} of the checkpoint takes"):
+    with pytest.raises(ValueError, match=f"{named} must be .* to go on from"):
         Trainer(tasks["nth-farthest"], MODEL, replace(CONFIG, **change), tmp_path / "run.pt", resume=True)
-    with pytest.raises(ValueError, match="objects of the checkpoint takes 4, got 5"):
-        Trainer(NthFarthest(5, 2, "grow", 2), MODEL, CONFIG, tmp_path / "run.pt", resume=True)
+    for task, model, config, said in (
+        (NthFarthest(5, 2, "grow", 2), MODEL, CONFIG, r"objects must be 4 to go on from .*, got 5"),
+        (tasks["lm"], MODEL, CONFIG, r"task must be 'nth-farthest' to go on from .*, got 'lm'"),
+        (tasks["nth-farthest"], replace(MODEL, slots=3), CONFIG, r"slots must be 2 to go on from .*, got 3"),
+        (tasks["nth-farthest"], MODEL, replace(CONFIG, updates=6), r"updates must be at least 7, which .*, got 6"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Trainer(task, model, config, tmp_path / "run.pt", resume=True)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("no checkpoint")
-    with pytest.raises(ValueError, match="takes a file that `rmc train` wrote"):
+    with pytest.raises(ValueError, match="must be a checkpoint of `rmc train`"):
         read_checkpoint(tmp_path / "text.pt")
     torch.save({"version": 0}, tmp_path / "old.pt")
-    with pytest.raises(ValueError, match="takes a file of version 1"):
+    with pytest.raises(ValueError, match="must be a checkpoint of `rmc train`"):
         read_checkpoint(tmp_path / "old.pt")
     with pytest.raises(FileNotFoundError):
         read_checkpoint(tmp_path / "none.pt")
@@ -176,19 +190,266 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert rates("cosine") == pytest.approx([0.5, 1, 0.85355, 0.5, 0.14645, 0], abs=1e-5)
 
 
+# -- what an interruption loses, and what it does not -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "update"), [("nth-farthest", 1), ("nth-farthest", 2), ("lm", 1)])
+def test_a_run_ended_before_its_second_evaluation_has_the_first_once(
+    name: str, update: int, tasks: dict[str, Task], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.pt"
+    killed_after(update, Trainer(tasks[name], MODEL, CONFIG, path))
+    killed_after(update, Trainer(tasks[name], MODEL, CONFIG, path, resume=True))
+    again = Trainer(tasks[name], MODEL, CONFIG, path, resume=True).run()
+    assert [point.update for point in again.points] == [0, 3, 6, 7]
+    assert curve(again) == curve(Trainer(tasks[name], MODEL, CONFIG).run())
+    assert History.read(tmp_path / "run.json") == again
+
+
+def test_a_run_that_had_its_time_keeps_its_last_evaluation(tasks: dict[str, Task], tmp_path: Path) -> None:
+    task, path = tasks["nth-farthest"], tmp_path / "run.pt"
+    short = Trainer(task, MODEL, replace(CONFIG, seconds=1e-6), path).run()
+    assert [point.update for point in short.points] == [0, 1]
+    again = Trainer(task, MODEL, replace(CONFIG, seconds=1e-6), path, resume=True).run()
+    assert again == short == History.read(tmp_path / "run.json")
+    longer = Trainer(task, MODEL, CONFIG, path, resume=True).run()
+    assert curve(longer) == curve(Trainer(task, MODEL, CONFIG).run())
+
+
+def test_a_finished_run_keeps_its_record(tasks: dict[str, Task], tmp_path: Path) -> None:
+    """Also what it says of the command and the settings of those who trained it; what is missing is written again."""
+    path, record = tmp_path / "run.pt", tmp_path / "run.json"
+    Trainer(tasks["lm"], MODEL, CONFIG, path, command="the first").run()
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    other = replace(CONFIG, seconds=100.0)
+    again = Trainer(tasks["lm"], MODEL, other, path, resume=True, command="the second")
+    assert again.run().command == "the first"
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+    record.unlink()
+    Trainer(tasks["lm"], MODEL, other, path, resume=True, command="the second").run()
+    assert record.read_bytes() == files["run.json"]
+    longer = Trainer(tasks["lm"], MODEL, replace(CONFIG, updates=9), path, resume=True, command="the third").run()
+    assert (longer.command, longer.training["updates"]) == ("the third", 9)
+    assert History.read(record) == longer
+
+
+def test_what_a_run_has_left_is_not_replaced_unasked(tasks: dict[str, Task], tmp_path: Path) -> None:
+    task, path = tasks["nth-farthest"], tmp_path / "run.pt"
+    Trainer(task, MODEL, CONFIG, path).run()
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert set(files) == {"run.pt", "run.json", "run.csv"}
+    with pytest.raises(FileExistsError, match=r"no run run yet, got run.pt, run.json, run.csv: pass --resume"):
+        Trainer(task, MODEL, CONFIG, path)
+    with pytest.raises(ValueError, match="overwrite must not be given beside resume"):
+        Trainer(task, MODEL, CONFIG, path, resume=True, overwrite=True)
+    path.unlink()
+    with pytest.raises(FileExistsError, match=r"run.pt must be there to go on with a run, got only run.json, run.csv"):
+        Trainer(task, MODEL, CONFIG, path, resume=True)
+    with pytest.raises(FileExistsError, match=r"got run.json, run.csv"):
+        Trainer(task, MODEL, CONFIG, path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
+        name: content for name, content in files.items() if name != "run.pt"
+    }
+    other = Trainer(task, MODEL, replace(CONFIG, seed=1), path, overwrite=True).run()
+    assert History.read(tmp_path / "run.json") == other
+    assert read_checkpoint(path)["what"]["training"]["seed"] == 1
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "run.pt"
+    with claimed(path):
+        with pytest.raises(FileExistsError, match=r"run.pt is being trained by another process"), claimed(path):
+            pass
+        with claimed(path.with_name("other.pt")):
+            pass
+    with claimed(path):
+        pass
+    assert list(path.parent.iterdir()) == []
+
+
+# -- files that cannot be written -------------------------------------------------------------------------------------
+
+
+def folder_contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), SystemExit(1)]
+)
+def test_a_write_that_ends_early_leaves_the_file_before(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every single write of torch's, which itself puts another error on top of most."""
+    path = tmp_path / "a.pt"
+    write_checkpoint(path, {"value": torch.zeros(3)})
+    before, save, ended, names = folder_contents(tmp_path), torch.save, 0, set[str | None]()
+
+    class Ending:
+        def __init__(self, file: IO[bytes], writes: int) -> None:
+            self.file, self.writes = file, writes
+
+        def write(self, content: bytes) -> int:
+            self.writes -= 1
+            if self.writes < 0:
+                raise error
+            return self.file.write(content)
+
+        def flush(self) -> None:
+            self.file.flush()
+
+    for writes in range(100):
+        monkeypatch.setattr(torch, "save", lambda state, file, n=writes: save(state, Ending(file, n)))  # type: ignore[arg-type]
+        try:
+            write_checkpoint(path, {"value": torch.ones(3)})
+        except type(error) as raised:
+            ended += 1
+            assert folder_contents(tmp_path) == before
+            names.add(getattr(raised, "filename", None))
+        else:
+            break
+    assert names == {str(path) if isinstance(error, OSError) else None}
+    assert ended > 10
+    assert read_checkpoint(path)["value"].tolist() == [1, 1, 1]
+
+
+def test_a_full_disk_leaves_the_run_as_it_was(tasks: dict[str, Task], tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk, for the third checkpoint."""
+    task, path = tasks["nth-farthest"], tmp_path / "run.pt"
+    killed_after(5, Trainer(task, MODEL, CONFIG, path))
+    before = folder_contents(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["run.pt"]) // 2, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            Trainer(task, MODEL, CONFIG, path, resume=True).run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert raised.value.filename == str(path)
+    assert folder_contents(tmp_path) == before
+    assert curve(Trainer(task, MODEL, CONFIG, path, resume=True).run()) == curve(Trainer(task, MODEL, CONFIG).run())
+
+
+def test_a_folder_that_cannot_be_is_named(tasks: dict[str, Task], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deep"):
+        said = rf"out must be a folder that can be written to, got {folder} \("
+        with pytest.raises(OSError, match=said), claimed(folder / "run.pt"):
+            pass
+        with pytest.raises(OSError, match=r"run\.pt"):
+            Trainer(tasks["nth-farthest"], MODEL, CONFIG, folder / "run.pt").run()
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "abacus"])
+def test_a_device_that_is_not_there_is_named(device: str, tasks: dict[str, Task], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"device must be one that torch can use here, got '{device}'") as raised:
+        Trainer(tasks["nth-farthest"], MODEL, replace(CONFIG, device=device), tmp_path / "run.pt")
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- files that are no longer what was written ------------------------------------------------------------------------
+
+
+def flipped(content: bytes, places: Iterable[int]) -> Iterator[bytes]:
+    """The content with one bit flipped: of each of these bytes in turn another one of the eight."""
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        yield bytes(changed)
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_noticed_in_every_byte(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    write_checkpoint(path, {"value": torch.arange(3), "name": "text", "number": 0.5})
+    content = path.read_bytes()
+    for changed in flipped(content, range(len(content))):
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"a.pt (is damaged|must be a checkpoint)"):
+            read_checkpoint(path)
+    for length in [*range(0, len(content), 9), len(content) - 1]:
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"a.pt must be a checkpoint"):
+            read_checkpoint(path)
+    for changed in (content + b"\n", content + content, b"\n" + content, content.replace(b"text", b"tExt")):
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"a.pt (is damaged|must be a checkpoint)"):
+            read_checkpoint(path)
+    path.write_bytes(content)
+    assert read_checkpoint(path)["name"] == torch.load(path, weights_only=True)["name"] == "text"
+
+
+def test_nothing_is_unpickled_before_its_checksum_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.pt"
+    write_checkpoint(path, {"value": torch.arange(3)})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
+    with pytest.raises(ValueError, match="is damaged"):
+        read_checkpoint(path)
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two checkpoints hold the same."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and list(one) == list(other) and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and one == other
+
+
+def test_a_checkpoint_of_version_1_goes_on_and_a_damaged_one_does_not(tasks: dict[str, Task], tmp_path: Path) -> None:
+    """It has no checksum of the whole; what a flipped bit leaves readable is what was written."""
+    task, path = tasks["nth-farthest"], tmp_path / "run.pt"
+    killed_after(5, Trainer(task, MODEL, CONFIG, path))
+    state = read_checkpoint(path)
+    torch.save({**{name: value for name, value in state.items() if name != "made_by"}, "version": 1}, path)
+    content, kept = path.read_bytes(), read_checkpoint(path)
+    generator = random.Random(0)
+    places = [generator.randrange(len(content)) for _ in range(100)]
+    places += [generator.randrange(len(content) - 5000, len(content)) for _ in range(100)]  # the archive's directory
+    refused = 0
+    for changed in flipped(content, places):
+        path.write_bytes(changed)
+        try:
+            assert same(read_checkpoint(path), kept)
+        except ValueError:
+            refused += 1
+    assert 100 < refused < 200
+    path.write_bytes(content)
+    assert curve(Trainer(task, MODEL, CONFIG, path, resume=True).run()) == curve(Trainer(task, MODEL, CONFIG).run())
+    assert read_checkpoint(path)["version"] == 2
+
+
+def test_a_flipped_bit_of_a_record_is_noticed_in_every_byte(tmp_path: Path) -> None:
+    """But for those that leave every value what it was, such as a capital E in 1e-05."""
+    history = History("t", {"chance": 0.5}, 3, "cpu", {"core": "rmc"}, {"lr": 1e-5}, [Point(0, 0, 0.125, 1.0, 0.5)])
+    path, _ = history.write(tmp_path, "run")
+    content, same_values = path.read_bytes(), 0
+    for changed in flipped(content, range(len(content))):
+        path.write_bytes(changed)
+        try:
+            found = History.read(path)
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        else:
+            same_values += 1
+            assert found == history
+    assert same_values < 3
+    for other in (b"", b"[]", b"3", b'"text"', b"{}", b'{"points": [3]}', content[:-3]):
+        path.write_bytes(other)
+        with pytest.raises(ValueError, match=r"run.json must be a record of `rmc train`"):
+            History.read(path)
+
+
 # -- logs -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_run_leaves_its_curve(tasks: dict[str, Task], tmp_path: Path) -> None:
-    trainer, write = Trainer(tasks["nth-farthest"], MODEL, CONFIG), logs.files(tmp_path, "run")
-
-    def watch(trainer: Trainer) -> None:
-        write(trainer)
-        if trainer.update == 5:
-            raise Killed
-
-    with pytest.raises(Killed):
-        trainer.run(watch)
+    killed_after(5, Trainer(tasks["nth-farthest"], MODEL, CONFIG, tmp_path / "run.pt"))
     assert [point.update for point in History.read(tmp_path / "run.json").points] == [0, 3]
     assert len((tmp_path / "run.csv").read_text().splitlines()) == 3
 
@@ -222,6 +483,115 @@ def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     history = History("t", {"chance": 0.5}, 3, "cpu", {"core": "rmc"}, {"seed": 1}, [Point(0, 0, 0.1, 1.0, 0.5)])
     history.write(tmp_path, "run")
     assert History.read(tmp_path / "run.json") == history
+
+
+# -- processes that are ended -----------------------------------------------------------------------------------------
+
+RMC = (sys.executable, "-m", "rmc_kernels")
+TINY = "--slots 2 --heads 2 --head-size 4 --readout-width 8 --batch-size 8 --evaluation-examples 20 --dropout 0.2"
+
+
+def run_until(seen: Callable[[], bool], end: Callable[[subprocess.Popen[str]], None], *arguments: str) -> str:
+    """Start a command, and end it as soon as something is seen; gives what it says on stderr."""
+    with subprocess.Popen(
+        [*RMC, *arguments], cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    ) as running:  # fmt: skip
+        while not seen():
+            assert running.poll() is None, running.communicate()[1]
+            time.sleep(0.005)
+        end(running)
+        return running.communicate(timeout=120)[1]
+
+
+def evaluations(record: Path) -> int:
+    return len(History.read(record).points) if record.exists() else 0
+
+
+def assert_uninterrupted(folder: Path, core: Core, points: int) -> None:
+    """A run has the curve of one that was never ended, and nothing but its files."""
+    what = read_checkpoint(folder / f"nth-farthest-{core}-seed0.pt")["what"]
+    model, config = ModelConfig(**what["model"]), TrainingConfig(**what["training"])
+    found = History.read(folder / f"nth-farthest-{core}-seed0.json")
+    assert len(found.points) == points
+    assert curve(found) == curve(Trainer(NthFarthest(3, 1), model, config).run())
+    assert {path.suffix for path in folder.iterdir()} == {".pt", ".json", ".csv", ".png"}
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_has_the_curve_of_one_that_was_not(tmp_path: Path) -> None:
+    """With kill -9, up to 40 ms after a checkpoint; most of the time of this run goes into writing."""
+    record = tmp_path / "nth-farthest-rmc-seed0.json"
+    arguments = ["train", "nth-farthest", *TINY.split(), "--steps", "40", "--evaluate-every", "1", "--resume"]
+    arguments += ["--out", str(tmp_path)]
+    generator = random.Random(0)
+    for _ in range(5):
+        made = evaluations(record)
+
+        def kill(running: subprocess.Popen[str]) -> None:
+            time.sleep(generator.random() / 25)
+            running.kill()
+
+        run_until(lambda made=made: evaluations(record) > made, kill, *arguments)  # type: ignore[misc]
+        assert read_checkpoint(record.with_suffix(".pt"))["update"] < 40
+    subprocess.run([*RMC, *arguments], cwd=Path(__file__).parent.parent, check=True, timeout=300)
+    assert_uninterrupted(tmp_path, "rmc", 41)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_an_interrupted_command_ends_and_says_what_goes_on(
+    command: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    """A terminal sends SIGINT to all processes of a command, a supervisor SIGTERM to the first."""
+    folder = tmp_path / "runs"
+    given = ["nth-farthest", *TINY.split(), "--steps", "100", "--evaluate-every", "10", "--out", str(folder)]
+    given += ["--seeds", "1", "--processes", "2"] if command == "compare" else []
+    codes = []
+
+    def interrupt(running: subprocess.Popen[str]) -> None:
+        (os.killpg if number == signal.SIGINT else os.kill)(running.pid, number)
+        codes.append(running.wait(timeout=120))
+
+    said = run_until(lambda: (folder / "nth-farthest-rmc-seed0.csv").exists(), interrupt, command, *given)
+    assert codes == [128 + number]
+    assert said.startswith("Interrupted; to go on")
+    assert said.count("\n") == 1
+    words = shlex.split(said[said.index(": rmc ") + 2 :])
+    assert words == ["rmc", command, *given, *(["--resume"] if command == "train" else [])]
+    left = folder_contents(folder)
+    assert {Path(name).suffix for name in left} == {".pt", ".json", ".csv"}
+    time.sleep(1)
+    assert folder_contents(folder) == left, "a process goes on"
+    subprocess.run([*RMC, *words[1:]], cwd=Path(__file__).parent.parent, check=True, timeout=300)
+    for core in ("rmc", "lstm") if command == "compare" else ("rmc",):
+        assert_uninterrupted(folder, core, 11)
+
+
+# -- the paper's sizes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nth-farthest", "lm"])
+def test_the_paper_s_presets_train(name: str, tmp_path: Path) -> None:
+    """Two updates, through the backend that runs here and through the reference: 1.3 and 81 million parameters."""
+    text = tmp_path / "text.txt"
+    generator = random.Random(0)
+    text.write_text("\n".join(" ".join(f"w{generator.randrange(60)}" for _ in range(20)) for _ in range(200)))
+    given = {"nth-farthest": ["--threads", "2", "--evaluation-examples", "400"], "lm": ["--text", str(text)]}[name]
+    losses = []
+    for backend in ("auto", "reference"):
+        folder = tmp_path / backend
+        arguments = ["train", name, "--config", "paper", *given, "--steps", "2", "--backend", backend]
+        subprocess.run(
+            [*RMC, *arguments, "--out", str(folder)], cwd=Path(__file__).parent.parent, check=True, timeout=600
+        )
+        found = History.read(folder / f"{name}-rmc-seed0.json")
+        assert [point.update for point in found.points] == [0, 2]
+        losses.append([found.points[0].loss, found.final.training_loss, found.final.loss])
+        shutil.rmtree(folder)  # 1 GB
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 # -- torchrun -------------------------------------------------------------------------------------------------------
@@ -301,5 +671,5 @@ def test_two_processes_go_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     path = tmp_path / "again" / "lm-rmc-seed0.pt"
     task, _, kept = trained(path)
     model, config = ModelConfig(**kept["what"]["model"]), TrainingConfig(**kept["what"]["training"])
-    with pytest.raises(ValueError, match="of 2 processes takes as many, got 1"):
+    with pytest.raises(ValueError, match="resumed by 2 processes, as it was trained by, got 1"):
         Trainer(task, model, config, path, resume=True)
