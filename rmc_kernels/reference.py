@@ -98,7 +98,9 @@ def unroll(
         # A copy, since matrix products may round differently for other strides and alignments: a sequence in chunks
         # must equal the sequence at once bit for bit.
         x_t = x[:, t].clone(memory_format=torch.contiguous_format)
-        stepped, weights = step(x_t, memory, params, spec, dropout_mask=mask)
+        # What a step that does not run reads is 0: its gradient is 0, but 0 times a NaN would reach the parameters.
+        carried = memory if alive is None else torch.where(alive, memory, 0)
+        stepped, weights = step(x_t, carried, params, spec, dropout_mask=mask)
         memory = stepped if alive is None else torch.where(alive, stepped, memory)
         memories.append(memory)
         weights = weights.transpose(0, 1)

@@ -189,7 +189,6 @@ class Builder {
     each_norm([&](Norm& n) {
       n.gamma = take(packed, n.rows * n.features.padded);
       n.beta = take(packed, n.rows * n.features.padded);
-      if (n.features.padded != n.features.size) n.mask = take(packed, n.features.padded);
     });
     plan_.means = take(packed, plan_.Dp);
     plan_.forward_weights = packed;

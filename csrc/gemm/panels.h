@@ -47,5 +47,11 @@ struct Panels : Rows {
   explicit operator bool() const { return data != nullptr; }
 };
 
+// x, the columns from `column` on of an axis, with zeros in the padding; `index` is Axis::padding() (cell/plan.h).
+template <class V>
+inline V without_padding(V x, const int32_t* index, int64_t column) {
+  return index && index[column + V::W - 1] < 0 ? x.only(V::mask(index + column)) : x;
+}
+
 }  // namespace RMC_ISA
 }  // namespace rmc

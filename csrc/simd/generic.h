@@ -17,7 +17,15 @@ struct Vector {
   static constexpr int kMaxRows = 4;
   static constexpr int kWideRows = 0;
   static constexpr int kGradRows = 2;
+  using Mask = decltype(Lanes() < Lanes());  // integers: all bits set, or none
   Lanes v;
+
+  static Mask mask(const int32_t* index) {
+    Mask m;
+    for (int i = 0; i < W; i++) m[i] = index[i] < 0 ? 0 : -1;
+    return m;
+  }
+  Vector only(Mask mask) const { return {mask ? v : zero().v}; }
 
   static Vector load(const T* p) {
     Vector x;
