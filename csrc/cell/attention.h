@@ -127,11 +127,11 @@ void head_products(const Plan& plan, const StridedRow<typename V::T>* a, int64_t
 }
 
 // to(i) = sum over j of weight[i * wi + j * wj] * from(j), for rows of `width` columns; each sum in the order of j.
-// `index` is the padding of the axis of `to`.
+// `mask` is that of the axis of `to`.
 template <class V>
 void mix_rows(int64_t outputs, int64_t inputs, const StridedRow<typename V::T>* from, int64_t from_column,
               const typename V::T* weight, int64_t wi, int64_t wj, const StridedRow<typename V::T>* to,
-              int64_t to_column, int64_t width, const int32_t* index) {
+              int64_t to_column, int64_t width, const typename V::T* mask) {
   using T = typename V::T;
   constexpr int64_t W = V::W;
   for (int64_t c = 0; c < width; c += 2 * W) {
@@ -156,9 +156,9 @@ void mix_rows(int64_t outputs, int64_t inputs, const StridedRow<typename V::T>* 
       for (int r = 0; r < 4; r++) {
         if (r > left) continue;
         const StridedRow<T>& out = to[i + r];
-        without_padding(a[r][0], index, to_column + c).store(out.data + (to_column + c) / W * out.step);
+        without_padding(a[r][0], mask, to_column + c).store(out.data + (to_column + c) / W * out.step);
         if (c + W < width)
-          without_padding(a[r][1], index, to_column + c + W).store(out.data + ((to_column + c) / W + 1) * out.step);
+          without_padding(a[r][1], mask, to_column + c + W).store(out.data + ((to_column + c) / W + 1) * out.step);
       }
     }
   }
@@ -299,12 +299,12 @@ void attend_back(const Plan& plan, const AttentionScratch<V>& s, const typename 
     for (int64_t j = 0; j < S; j++)
       (V::load(w + j * stride) * (V::load(p + j * stride) - total) * scale).store(p + j * stride);
   }
-  const int32_t* index = plan.block_at(0).qkv.out.padding();
+  const T* padding = static_cast<const T*>(plan.block_at(0).qkv.out.mask);
   for (int64_t h = 0; h < plan.H; h++) {
     const int64_t q = h * plan.head_stride, k = q + plan.Kp, v = k + plan.Kp, first = h * plan.Q;
-    mix_rows<V>(plan.Q, S, s.keys, k, s.scores + first, 1, stride, s.grads, q, plan.Kp, index);
-    mix_rows<V>(S, plan.Q, s.keys, q, s.scores + first, stride, 1, s.grads, k, plan.Kp, index);
-    mix_rows<V>(S, plan.Q, d, h * plan.Vp, used + first, stride, 1, s.grads, v, plan.Vp, index);
+    mix_rows<V>(plan.Q, S, s.keys, k, s.scores + first, 1, stride, s.grads, q, plan.Kp, padding);
+    mix_rows<V>(S, plan.Q, s.keys, q, s.scores + first, stride, 1, s.grads, k, plan.Kp, padding);
+    mix_rows<V>(S, plan.Q, d, h * plan.Vp, used + first, stride, 1, s.grads, v, plan.Vp, padding);
   }
 }
 

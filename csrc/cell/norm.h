@@ -12,15 +12,14 @@ namespace RMC_ISA {
 
 template <class T>
 struct Affine {
-  const T *gamma, *beta;
-  const int32_t* index;         // of the columns, null without padding
+  const T *gamma, *beta, *mask;
   int64_t columns, row_stride;  // row_stride: elements between the affine parts of two rows; 0 where they share one
   T count;                      // true features of a row
 
   Affine(const Norm& n, const T* packed)
       : gamma(packed + n.gamma),
         beta(packed + n.beta),
-        index(n.features.padding()),
+        mask(static_cast<const T*>(n.features.mask)),
         columns(n.features.padded),
         row_stride(n.rows > 1 ? n.features.padded : 0),
         count(static_cast<T>(n.features.size)) {}
@@ -53,7 +52,7 @@ inline void scale_row(const typename V::T* y, typename V::T mean, typename V::T 
                       typename V::T* hat, typename V::T* out) {
   const V mu = V::set(mean), scale = V::set(rstd);
   for (int64_t c = 0; c < affine.columns; c += V::W) {
-    const V x = without_padding((V::load(y + c * height) - mu) * scale, affine.index, c);
+    const V x = without_padding((V::load(y + c * height) - mu) * scale, affine.mask, c);
     if (hat) x.store(hat + c * height);
     fma(x, V::load(gamma + c), V::load(beta + c)).store(out + c * height);
   }
@@ -80,11 +79,11 @@ inline typename V::T add_and_sum(const typename V::T* y, const typename V::T* re
 }
 
 template <class V>
-inline typename V::T squared_deviations(const typename V::T* x, typename V::T mean, const int32_t* index,
+inline typename V::T squared_deviations(const typename V::T* x, typename V::T mean, const typename V::T* mask,
                                         int64_t columns, int32_t height) {
   const V mu = V::set(mean);
   return sum_chunks<V>(columns, [&](int64_t c, V total) {
-    const V d = without_padding(V::load(x + c * height) - mu, index, c);
+    const V d = without_padding(V::load(x + c * height) - mu, mask, c);
     return fma(d, d, total);
   });
 }
@@ -115,7 +114,7 @@ void norm_rows(const Window<V>& y, const Window<V>& residual, const Affine<typen
         squares = squared_deviations<V>(from, T(0), nullptr, affine.columns, height);
       } else {
         mean = add_and_sum<V>(from, residual.row(p, i), affine.columns, height, part, to) / (affine.count * part);
-        squares = squared_deviations<V>(to, mean, affine.index, affine.columns, height);
+        squares = squared_deviations<V>(to, mean, affine.mask, affine.columns, height);
         from = to;
       }
       const T scale = inverse_deviation(squares / affine.count);
@@ -141,7 +140,7 @@ void norm_elements(const Window<V>& y, const Window<V>& residual, const Affine<t
         total += add_and_sum<V>(y.at(p, r), residual.at(p, r), affine.columns, height, part, out.at(p, r));
       const T mean = total / (count * part);
       for (int64_t r = e * live; r < (e + 1) * live; r++)
-        squares += squared_deviations<V>(out.at(p, r), mean, affine.index, affine.columns, height);
+        squares += squared_deviations<V>(out.at(p, r), mean, affine.mask, affine.columns, height);
       const T scale = inverse_deviation(squares / count);
       if (rstd) rstd[s * rstd_stride + e] = scale;
       for (int64_t i = 0; i < live; i++) {
@@ -194,11 +193,11 @@ inline void norm_back_sums(typename V::T* d, const typename V::T* hat, const typ
 
 template <class V>
 inline void norm_back_row(typename V::T* d, const typename V::T* hat, typename V::T hat_scale, typename V::T rstd,
-                          NormSums<typename V::T> mean, const int32_t* index, int64_t columns, int32_t height) {
+                          NormSums<typename V::T> mean, const typename V::T* mask, int64_t columns, int32_t height) {
   const V g0 = V::set(mean.g), g1 = V::set(mean.gh * hat_scale), scale = V::set(rstd);
   for (int64_t c = 0; c < columns; c += V::W) {
     const V x = fnma(V::load(hat + c * height), g1, V::load(d + c * height) - g0) * scale;
-    without_padding(x, index, c).store(d + c * height);
+    without_padding(x, mask, c).store(d + c * height);
   }
 }
 
@@ -220,7 +219,7 @@ void norm_rows_back(const Window<V>& d, const Window<V>& hat, bool hat_is_raw, c
       kernel(d.row(p, i), hat.row(p, i), scale, affine.gamma, affine.columns, height, dgamma, dbeta, sums);
       for (int64_t r = 0; r < take; r++) {
         const NormSums<T> mean = {sums[r].g / affine.count, sums[r].gh / affine.count};
-        norm_back_row<V>(d.row(p, i + r), hat.row(p, i + r), scale[r], rstd[p * height + i + r], mean, affine.index,
+        norm_back_row<V>(d.row(p, i + r), hat.row(p, i + r), scale[r], rstd[p * height + i + r], mean, affine.mask,
                          affine.columns, height);
       }
       i += take;
@@ -245,7 +244,7 @@ void norm_elements_back(const Window<V>& d, const Window<V>& hat, const typename
       total.gh += row.gh;
     }
     for (int64_t r = e * live; r < (e + 1) * live; r++)
-      norm_back_row<V>(d.at(0, r), hat.at(0, r), T(1), rstd[e], {total.g / count, total.gh / count}, affine.index,
+      norm_back_row<V>(d.at(0, r), hat.at(0, r), T(1), rstd[e], {total.g / count, total.gh / count}, affine.mask,
                        affine.columns, height);
   }
 }

@@ -30,13 +30,12 @@ struct CellConfig {
   double forget_bias = 0, input_bias = 0;
 };
 
-// An axis and its padded form: index[i] is the true position of padded position i, or -1. Padding only ends a vector of W.
+// An axis and its padded form: index[i] is the true position of padded position i, or -1; mask[i], of the plan's scalar
+// type, has all bits set or (padding) none. The mask is null without padding, which only ends a vector of W.
 struct Axis {
   int64_t size = 0, padded = 0;
   const int32_t* index = nullptr;
-
-  // As without_padding (gemm/panels.h) takes it.
-  const int32_t* padding() const { return padded == size ? nullptr : index; }
+  const void* mask = nullptr;
 };
 
 // A Linear: weight [out, in]. Offsets count elements, `packed`, `packed_back` and `bias` in the packed weights,

@@ -63,7 +63,7 @@ class StepBack {
             *squashed = a.candidate_tanh.row(p, r);
     T *carry = g.carry.row(0, r), *dgate = g.gates.row(p, r), *input = g.input_gates.row(0, pair);
     const bool unit = plan_.config.gate == Gate::kUnit;
-    const int32_t* index = plan_.memory_gate.in.padding();  // a gate of the whole row may be NaN
+    const T* mask = static_cast<const T*>(plan_.memory_gate.in.mask);  // a gate of the whole row may be NaN
     const V one = V::set(1);
     V i = V::set(gate[0]), f = V::set(gate[forget * step]), total_i = V::zero(), total_f = V::zero();
     for (int64_t c = 0; c < chunks; c++) {
@@ -71,8 +71,8 @@ class StepBack {
       const V dm = V::load(d + c * step), u = V::load(squashed + c * step);
       const V di = dm * i, df = dm * f;
       const V gi = di * u * (one - i), gf = df * V::load(m + c * step) * (one - f);
-      without_padding(df, index, c * V::W).store(carry + c * step);
-      without_padding(di * fnma(u, u, one), index, c * V::W).store(out + c * step);
+      without_padding(df, mask, c * V::W).store(carry + c * step);
+      without_padding(di * fnma(u, u, one), mask, c * V::W).store(out + c * step);
       if (unit) {
         put_gate(gi, dgate + c * step, input + c * pair_step);
         put_gate(gf, dgate + (forget + c) * step, input + (forget + c) * pair_step);

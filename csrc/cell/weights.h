@@ -17,14 +17,14 @@ struct Weights {
   T* room = nullptr;
 
   void multiply(const Linear& l, Product<V> product) const {
-    product.index = l.out.padding();
+    product.mask = static_cast<const T*>(l.out.mask);
     if (!params || l.reused) return gemm<V>(product, packed + l.packed);
     if constexpr (V::kTerms == 0)
       gemm<V>(product, Matrix<V>{static_cast<const T*>(params[l.weight]), l.in, 1, l.out, l.in.size, nullptr}, room);
   }
   // By the transpose.
   void multiply_back(const Linear& l, Product<V> product) const {
-    product.index = l.in.padding();
+    product.mask = static_cast<const T*>(l.in.mask);
     gemm<V>(product, packed + l.packed_back);
   }
   const T* bias(const Linear& l) const { return packed + l.bias; }

@@ -24,7 +24,7 @@ constexpr int64_t kFewBytes = 16 << 10;
 
 template <class V, int R, int C>
 inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* w, int64_t pair_stride,
-                        const typename V::T* bias, const int32_t* index, bool accumulate, bool relu,
+                        const typename V::T* bias, const typename V::T* mask, bool accumulate, bool relu,
                         typename V::T* c) {
   constexpr int W = V::W;
   constexpr int kPair = C == 1 ? 1 : 2;
@@ -55,11 +55,11 @@ inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* 
     a += R * W;
     w += kPair * W * W;
   }
-  if (index) {
+  if (mask) {
 #pragma GCC unroll 4
     for (int j = 0; j < C; j++) {
 #pragma GCC unroll 16
-      for (int r = 0; r < R; r++) acc[r][j] = without_padding(acc[r][j], index, j * W);
+      for (int r = 0; r < R; r++) acc[r][j] = without_padding(acc[r][j], mask, j * W);
     }
   }
 #pragma GCC unroll 16
@@ -76,7 +76,7 @@ inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* 
 
 template <class V>
 using GemmKernel = void (*)(int64_t, const typename V::T*, const typename V::T*, int64_t, const typename V::T*,
-                            const int32_t*, bool, bool, typename V::T*);
+                            const typename V::T*, bool, bool, typename V::T*);
 
 template <class V, int C, int... R>
 inline GemmKernel<V> gemm_kernel_of(int height, std::integer_sequence<int, R...>) {
@@ -116,7 +116,7 @@ struct Product {
   int64_t first_c, count;
   Start start = Start::kBias;
   bool relu = false;
-  const int32_t* index = nullptr;  // of C's columns: Weights fill it in
+  const T* mask = nullptr;  // of C's columns, see without_padding; Weights fill it in
 
   // A block of k for the columns of chunk j on; `w` are their packed weights.
   void block(const GemmKernels<V>& kernels, int64_t take, int64_t j, int64_t k0, const T* w) const {
@@ -125,7 +125,7 @@ struct Product {
     const bool accumulate = k0 > 0 || start == Start::kAccumulate;
     for (int64_t p = 0; p < count; p++) {
       kernels[take](k, a.panel(first_a + p) + k0 * a.height, w + k0 * (take == 1 ? 1 : 2) * W, 2 * W * K,
-                    bias && k0 == 0 ? bias + j * W : nullptr, index ? index + j * W : nullptr, accumulate,
+                    bias && k0 == 0 ? bias + j * W : nullptr, mask ? mask + j * W : nullptr, accumulate,
                     relu && k0 + k == K, c.panel(first_c + p) + j * c.height * W);
     }
   }

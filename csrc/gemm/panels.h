@@ -47,10 +47,11 @@ struct Panels : Rows {
   explicit operator bool() const { return data != nullptr; }
 };
 
-// x, the columns from `column` on of an axis, with zeros in the padding; `index` is Axis::padding() (cell/plan.h).
+// x, the columns from `column` on of an axis whose mask that is (cell/plan.h; null: no padding), with zeros in the
+// padding, whatever is there.
 template <class V>
-inline V without_padding(V x, const int32_t* index, int64_t column) {
-  return index && index[column + V::W - 1] < 0 ? x.only(V::mask(index + column)) : x;
+inline V without_padding(V x, const typename V::T* mask, int64_t column) {
+  return mask ? x & V::load(mask + column) : x;
 }
 
 }  // namespace RMC_ISA

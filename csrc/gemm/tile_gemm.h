@@ -153,7 +153,7 @@ class TileOperands {
 // A block of 16 R rows and 16 C columns over `depth` tiles of k. bias: of the first columns, or null: c is added to.
 template <class V, int R, int C>
 void tile_block(const TileProduct& product, int64_t depth, const uint32_t* a, int64_t a_next, const uint32_t* w,
-                int64_t w_next, Lines ahead, int32_t height, const float* bias, const int32_t* index, bool relu,
+                int64_t w_next, Lines ahead, int32_t height, const float* bias, const float* mask, bool relu,
                 float* c, int64_t c_next) {
   alignas(64) float sums[4 * 256];
   product.multiply<V::kTerms, R, C>(depth, a, a_next, w, w_next, ahead, sums);
@@ -165,7 +165,7 @@ void tile_block(const TileProduct& product, int64_t depth, const uint32_t* a, in
       for (int32_t r = 0; r < height; r++, from += 16, to += 16) {
         V y = (bias ? start : V::load(to)) + V::load(from);
         if (relu) y = max(V::zero(), y);  // a NaN stays one
-        without_padding(y, index, j * 16).store(to);
+        without_padding(y, mask, j * 16).store(to);
       }
     }
   }
@@ -173,12 +173,12 @@ void tile_block(const TileProduct& product, int64_t depth, const uint32_t* a, in
 
 template <class V>
 using TileBlock = void (*)(const TileProduct&, int64_t, const uint32_t*, int64_t, const uint32_t*, int64_t, Lines,
-                           int32_t, const float*, const int32_t*, bool, float*, int64_t);
+                           int32_t, const float*, const float*, bool, float*, int64_t);
 
 // One row of panel `panel` of the product by plain multiply-adds.
 template <class V>
 void exact_row(const Product<V>& product, int64_t panel, int64_t row, const TileWeights<V>& weights) {
-  const auto& [a, first_a, bias, c, first_c, count, start, relu, index] = product;
+  const auto& [a, first_a, bias, c, first_c, count, start, relu, mask] = product;
   const float* x = a.panel(first_a + panel) + row * 16;
   float* to = c.panel(first_c + panel) + row * 16;
   for (int64_t j = 0; j < c.columns / 16; j++, to += c.chunk_stride()) {
@@ -186,7 +186,7 @@ void exact_row(const Product<V>& product, int64_t panel, int64_t row, const Tile
     for (int64_t k = 0; k < a.columns; k++)
       y = fma(V::set(x[k / 16 * a.chunk_stride() + k % 16]), weights.row(j, k), y);
     if (relu) y = max(V::zero(), y);
-    without_padding(y, index, j * 16).store(to);
+    without_padding(y, mask, j * 16).store(to);
   }
 }
 
@@ -203,7 +203,7 @@ void tile_gemm(const Product<V>& product, const float* packed) {
   static constexpr float kNoBias[32] = {};
   static constexpr TileBlock<V> kBlocks[2][2] = {{tile_block<V, 1, 1>, tile_block<V, 1, 2>},
                                                  {tile_block<V, 2, 1>, tile_block<V, 2, 2>}};
-  const auto& [a, first_a, bias, c, first_c, count, start, relu, index] = product;
+  const auto& [a, first_a, bias, c, first_c, count, start, relu, mask] = product;
   const TileWeights<V> weights(packed, a.columns);
   for (int64_t first_panel = 0; first_panel < count; first_panel += kTilePanels) {
     const int64_t left = count - first_panel, panels = left < kTilePanels ? left : kTilePanels;
@@ -227,7 +227,7 @@ void tile_gemm(const Product<V>& product, const float* packed) {
           for (int64_t p = 0; p < panels; p += 2) {
             kBlocks[p + 1 < panels][two](tiles, depth, operands.panel(p) + k * weights.kStep, operands.stride(), w,
                                          weights.column_stride(), share_of<V>(p, panels), a.height, b,
-                                         index ? index + j * 16 : nullptr, relu && last,
+                                         mask ? mask + j * 16 : nullptr, relu && last,
                                          c.panel(first_c + first_panel + p) + j * c.chunk_stride(), c.stride());
           }
         }

@@ -14,14 +14,7 @@ struct Simd {
   static constexpr int kMaxRows = 6;  // 6 x 2 accumulators, 2 weights and a broadcast: 15 of 16 registers
   static constexpr int kWideRows = 2;
   static constexpr int kGradRows = 4;
-  using Mask = __m256;
   __m256 v;
-
-  static Mask mask(const int32_t* index) {
-    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
-    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(x, _mm256_set1_epi32(-1)));
-  }
-  Simd only(Mask mask) const { return {_mm256_and_ps(mask, v)}; }
 
   static Simd load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static Simd load_n(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first(n))}; }
@@ -34,6 +27,7 @@ struct Simd {
   friend Simd operator-(Simd a, Simd b) { return {_mm256_sub_ps(a.v, b.v)}; }
   friend Simd operator*(Simd a, Simd b) { return {_mm256_mul_ps(a.v, b.v)}; }
   friend Simd operator/(Simd a, Simd b) { return {_mm256_div_ps(a.v, b.v)}; }
+  friend Simd operator&(Simd a, Simd b) { return {_mm256_and_ps(a.v, b.v)}; }
   friend Simd fma(Simd a, Simd b, Simd c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   friend Simd fnma(Simd a, Simd b, Simd c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
   friend Simd max(Simd a, Simd b) { return {_mm256_max_ps(a.v, b.v)}; }

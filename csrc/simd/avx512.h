@@ -18,15 +18,7 @@ struct Vector16 {
   static constexpr int kMaxRows = Terms ? 16 : 14;
   static constexpr int kWideRows = 6;  // up to here 4 columns of vectors: 24 accumulators
   static constexpr int kGradRows = 8;  // weight gradients: outputs per kernel, two vectors of inputs each
-  using Mask = __mmask16;
   __m512 v;
-
-  // The lanes whose entry is not negative: true positions of an axis (cell/plan.h).
-  static Mask mask(const int32_t* index) {
-    return _mm512_cmpge_epi32_mask(_mm512_loadu_si512(index), _mm512_setzero_si512());
-  }
-  // 0 in the lanes outside the mask, whatever is there.
-  Vector16 only(Mask mask) const { return {_mm512_maskz_mov_ps(mask, v)}; }
 
   static Vector16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Vector16 load_n(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
@@ -39,6 +31,7 @@ struct Vector16 {
   friend Vector16 operator-(Vector16 a, Vector16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
   friend Vector16 operator*(Vector16 a, Vector16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
   friend Vector16 operator/(Vector16 a, Vector16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+  friend Vector16 operator&(Vector16 a, Vector16 b) { return {_mm512_and_ps(a.v, b.v)}; }                 // of bits
   friend Vector16 fma(Vector16 a, Vector16 b, Vector16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }    // a b + c
   friend Vector16 fnma(Vector16 a, Vector16 b, Vector16 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
   // Both return b where either operand is a NaN.

@@ -17,15 +17,8 @@ struct Vector {
   static constexpr int kMaxRows = 4;
   static constexpr int kWideRows = 0;
   static constexpr int kGradRows = 2;
-  using Mask = decltype(Lanes() < Lanes());  // integers: all bits set, or none
+  using Bits = decltype(Lanes() < Lanes());  // integers
   Lanes v;
-
-  static Mask mask(const int32_t* index) {
-    Mask m;
-    for (int i = 0; i < W; i++) m[i] = index[i] < 0 ? 0 : -1;
-    return m;
-  }
-  Vector only(Mask mask) const { return {mask ? v : zero().v}; }
 
   static Vector load(const T* p) {
     Vector x;
@@ -58,6 +51,7 @@ struct Vector {
   friend Vector operator-(Vector a, Vector b) { return {a.v - b.v}; }
   friend Vector operator*(Vector a, Vector b) { return {a.v * b.v}; }
   friend Vector operator/(Vector a, Vector b) { return {a.v / b.v}; }
+  friend Vector operator&(Vector a, Vector b) { return {(Lanes)((Bits)a.v & (Bits)b.v)}; }
   friend Vector fma(Vector a, Vector b, Vector c) { return {a.v * b.v + c.v}; }
   friend Vector fnma(Vector a, Vector b, Vector c) { return {c.v - a.v * b.v}; }
   friend Vector max(Vector a, Vector b) { return {a.v > b.v ? a.v : b.v}; }
