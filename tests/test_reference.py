@@ -127,9 +127,7 @@ def test_what_stands_in_the_padding_never_matters(name: str, value: float) -> No
         memories.sum().backward()
         return {key: leaf.grad for key, leaf in case.leaves().items() if leaf.grad is not None}
 
-    clean, spoiled = (
-        draw(SPECS[name], ("lengths", "resets"), batch=3, steps=4, requires_grad=True) for _ in range(2)
-    )
+    clean, spoiled = (draw(SPECS[name], ("lengths", "resets"), batch=3, steps=4, requires_grad=True) for _ in range(2))
     for case in (clean, spoiled):
         case.options |= {"lengths": torch.tensor([2, 4, 0]), "resets": torch.arange(4).expand(3, 4) > 0}
     with torch.no_grad():
