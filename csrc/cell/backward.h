@@ -175,20 +175,19 @@ class Backward {
         norm_rows_back<V>({g.input_qkv, 0}, {b.inputs.raw, 0}, true, b.inputs.rstd, Affine<T>(block.qkv_norm, w.packed),
                           sums_ + block.qkv_norm.grad_gamma, sums_ + block.qkv_norm.grad_beta, rows, rows.count);
       }
-      gemm(g.input_qkv, 0, w.transposed(block.qkv), nullptr, g.input_u, 0, rows.count, Start::kBias);
+      w.multiply_back(block.qkv, {g.input_qkv, 0, nullptr, g.input_u, 0, rows.count});
     }
     if (plan_.G) {
       const Linear& gate = plan_.input_gate;
       if (plan_.n == 1) {
-        gemm(g.input_gates, 0, w.transposed(gate), nullptr, g.input_u, 0, pairs.count, Start::kAccumulate);
+        w.multiply_back(gate, {g.input_gates, 0, nullptr, g.input_u, 0, pairs.count, Start::kAccumulate});
       } else {
-        gemm(g.input_gates, 0, w.transposed(gate), nullptr, g.input_flat, 0, pairs.count, Start::kBias);
+        w.multiply_back(gate, {g.input_gates, 0, nullptr, g.input_flat, 0, pairs.count});
         add_flat(b, count);
       }
     }
     if (!out_.x) return;
-    if (plan_.config.input_projection)
-      gemm(g.input_u, 0, w.transposed(plan_.input), nullptr, g.input_x, 0, rows.count, Start::kBias);
+    if (plan_.config.input_projection) w.multiply_back(plan_.input, {g.input_u, 0, nullptr, g.input_x, 0, rows.count});
     store_input(b, t0, count);
   }
   void add_flat(Buffers& b, int64_t count) const {

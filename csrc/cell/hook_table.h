@@ -50,7 +50,7 @@ double time_gemm(int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats)
   double best = 1e30;
   for (int64_t i = 0; i < repeats; i++) {
     const double start = thread_seconds();
-    for (int j = 0; j < 4; j++) gemm<V>(a, 0, w, nullptr, c, 0, shape.count, Start::kBias);
+    for (int j = 0; j < 4; j++) gemm<V>({a, 0, nullptr, c, 0, shape.count}, w);
     const double time = (thread_seconds() - start) / 4;
     if (time < best) best = time;
   }

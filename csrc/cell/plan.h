@@ -2,7 +2,9 @@
 // the spec and the vector width, computed once per cell; B, T and the threads only choose how many tiles there are.
 //
 // Padding: every axis that a kernel walks in vectors of W is rounded up to W (names end in `p`), for queries, keys and
-// values per head. What is padded is zero throughout, so it changes no sum.
+// values per head. What is padded is zero throughout, so it changes no sum. A zero times an infinity is not zero, so
+// that what writes such a vector out of true columns clears its padding (without_padding in gemm/panels.h): products,
+// norms and gates; the rest maps zeros to zeros.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -44,7 +46,6 @@ struct Norm {
   int weight = -1, bias_param = -1;
   int64_t rows = 1;
   Axis features;
-  int64_t mask = -1;  // offset in the packed weights of 1 for features and 0 for padding; -1 without padding
   int64_t gamma = 0, beta = 0, grad_gamma = 0, grad_beta = 0;
 };
 

@@ -4,10 +4,12 @@
 
 namespace rmc {
 
-// An axis and its padded form: index[i] is the true position of padded position i, or -1.
+// An axis and its padded form: index[i] is the true position of padded position i, or -1; mask[i], of the plan's scalar
+// type, has all bits set or (padding) none. The mask is null without padding, which only ends a vector of W.
 struct Axis {
   int64_t size = 0, padded = 0;
   const int32_t* index = nullptr;
+  const void* mask = nullptr;
 };
 
 // Elements that a packed matrix takes, for padded axes. Split into bf16 terms it starts with a line of its own and has

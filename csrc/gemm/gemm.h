@@ -15,11 +15,6 @@ namespace RMC_ISA {
 
 enum class Start { kBias, kAccumulate };
 
-// Where products are of tiles; in gemm/tile_gemm.h.
-template <class V>
-void tile_gemm(const Panels<V>& a, int64_t first_a, const float* packed, const float* bias, const Panels<V>& c,
-               int64_t first_c, int64_t count, Start start, bool relu);
-
 // Short chains are for accuracy: PyTorch sums a single row in many lanes at once. At B = 1, D = 256 the RMS error of
 // the memories was 2.0 times PyTorch's with blocks of 256, 1.6 with 128, 1.3 with 64; 64 costs at most 2 % of the time.
 constexpr int64_t kBlockK = 64;
@@ -29,7 +24,8 @@ constexpr int64_t kFewBytes = 16 << 10;
 
 template <class V, int R, int C>
 inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* w, int64_t pair_stride,
-                        const typename V::T* bias, bool accumulate, bool relu, typename V::T* c) {
+                        const typename V::T* bias, const typename V::T* mask, bool accumulate, bool relu,
+                        typename V::T* c) {
   constexpr int W = V::W;
   constexpr int kPair = C == 1 ? 1 : 2;
   V acc[R][C];
@@ -59,6 +55,13 @@ inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* 
     a += R * W;
     w += kPair * W * W;
   }
+  if (mask) {
+#pragma GCC unroll 4
+    for (int j = 0; j < C; j++) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) acc[r][j] = without_padding(acc[r][j], mask, j * W);
+    }
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
@@ -72,8 +75,8 @@ inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* 
 }
 
 template <class V>
-using GemmKernel = void (*)(int64_t, const typename V::T*, const typename V::T*, int64_t, const typename V::T*, bool,
-                            bool, typename V::T*);
+using GemmKernel = void (*)(int64_t, const typename V::T*, const typename V::T*, int64_t, const typename V::T*,
+                            const typename V::T*, bool, bool, typename V::T*);
 
 template <class V, int C, int... R>
 inline GemmKernel<V> gemm_kernel_of(int height, std::integer_sequence<int, R...>) {
@@ -113,6 +116,7 @@ struct Product {
   int64_t first_c, count;
   Start start = Start::kBias;
   bool relu = false;
+  const T* mask = nullptr;  // of C's columns, see without_padding; Weights fill it in
 
   // A block of k for the columns of chunk j on; `w` are their packed weights.
   void block(const GemmKernels<V>& kernels, int64_t take, int64_t j, int64_t k0, const T* w) const {
@@ -121,19 +125,20 @@ struct Product {
     const bool accumulate = k0 > 0 || start == Start::kAccumulate;
     for (int64_t p = 0; p < count; p++) {
       kernels[take](k, a.panel(first_a + p) + k0 * a.height, w + k0 * (take == 1 ? 1 : 2) * W, 2 * W * K,
-                    bias && k0 == 0 ? bias + j * W : nullptr, accumulate, relu && k0 + k == K,
-                    c.panel(first_c + p) + j * c.height * W);
+                    bias && k0 == 0 ? bias + j * W : nullptr, mask ? mask + j * W : nullptr, accumulate,
+                    relu && k0 + k == K, c.panel(first_c + p) + j * c.height * W);
     }
   }
 };
 
+// Where products are of tiles; in gemm/tile_gemm.h.
+template <class V>
+void tile_gemm(const Product<V>& product, const float* packed);
+
 // `weights` holds [A.columns, C.columns], packed.
 template <class V>
 void gemm(const Product<V>& product, const typename V::T* weights) {
-  if constexpr (V::kTerms > 0) {
-    const Product<V>& p = product;
-    return tile_gemm(p.a, p.first_a, weights, p.bias, p.c, p.first_c, p.count, p.start, p.relu);
-  }
+  if constexpr (V::kTerms > 0) return tile_gemm(product, weights);
   const int64_t K = product.a.columns, chunks = product.c.columns / V::W;
   const GemmKernels<V> kernels(product.a.height);
   const bool few = product.count * product.a.height * K * static_cast<int64_t>(sizeof(typename V::T)) <= kFewBytes;
@@ -158,12 +163,6 @@ void gemm(const Product<V>& product, const Matrix<V>& weights, typename V::T* ro
     pack_columns<V>(weights, j * V::W, take * V::W, room);
     for (int64_t k0 = 0; k0 < K; k0 += kBlockK) product.block(kernels, take, j, k0, room);
   }
-}
-
-template <class V>
-void gemm(const Panels<V>& a, int64_t first_a, const typename V::T* weights, const typename V::T* bias,
-          const Panels<V>& c, int64_t first_c, int64_t count, Start start, bool relu = false) {
-  gemm<V>(Product<V>{a, first_a, bias, c, first_c, count, start, relu}, weights);
 }
 
 }  // namespace RMC_ISA

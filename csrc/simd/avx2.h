@@ -27,6 +27,7 @@ struct Simd {
   friend Simd operator-(Simd a, Simd b) { return {_mm256_sub_ps(a.v, b.v)}; }
   friend Simd operator*(Simd a, Simd b) { return {_mm256_mul_ps(a.v, b.v)}; }
   friend Simd operator/(Simd a, Simd b) { return {_mm256_div_ps(a.v, b.v)}; }
+  friend Simd operator&(Simd a, Simd b) { return {_mm256_and_ps(a.v, b.v)}; }
   friend Simd fma(Simd a, Simd b, Simd c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   friend Simd fnma(Simd a, Simd b, Simd c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
   friend Simd max(Simd a, Simd b) { return {_mm256_max_ps(a.v, b.v)}; }

@@ -31,6 +31,7 @@ struct Vector16 {
   friend Vector16 operator-(Vector16 a, Vector16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
   friend Vector16 operator*(Vector16 a, Vector16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
   friend Vector16 operator/(Vector16 a, Vector16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+  friend Vector16 operator&(Vector16 a, Vector16 b) { return {_mm512_and_ps(a.v, b.v)}; }                 // of bits
   friend Vector16 fma(Vector16 a, Vector16 b, Vector16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }    // a b + c
   friend Vector16 fnma(Vector16 a, Vector16 b, Vector16 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
   // Both return b where either operand is a NaN.

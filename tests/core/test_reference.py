@@ -117,18 +117,35 @@ def test_a_reset_starts_from_reset_memory_and_cuts_the_gradient() -> None:
     assert case.memory.grad.abs().max() == 0
 
 
-def test_what_stands_in_the_padding_never_matters() -> None:
-    case = draw(SPECS["blocks"], ("lengths",), batch=2, steps=4, requires_grad=True)
-    case.options["lengths"] = torch.tensor([2, 4])
-    clean = _run(case)[0].detach()
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["blocks", "no-gate", "l0sg", "r2gen"])
+def test_what_stands_in_the_padding_never_matters(name: str, value: float) -> None:
+    """Of x and a dropout mask behind the length; and of both memories where an element never runs."""
+
+    def gradients(case: Case) -> dict[str, Tensor]:
+        memories, _ = _run(case)
+        memories.sum().backward()
+        return {key: leaf.grad for key, leaf in case.leaves().items() if leaf.grad is not None}
+
+    clean, spoiled = (draw(SPECS[name], ("lengths", "resets"), batch=3, steps=4, requires_grad=True) for _ in range(2))
+    for case in (clean, spoiled):
+        case.options |= {"lengths": torch.tensor([2, 4, 0]), "resets": torch.arange(4).expand(3, 4) > 0}
     with torch.no_grad():
-        case.x[0, 2:] = float("nan")
-    memories, _ = _run(case)
-    assert torch.equal(memories, clean)
-    memories.sum().backward()
-    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in case.leaves().values())
-    assert case.x.grad is not None
-    assert case.x.grad[0, 2:].abs().max() == 0
+        spoiled.x[0, 2:] = value
+        spoiled.x[2] = value
+        spoiled.memory[2] = value
+        spoiled.options["reset_memory"][2] = value
+        if "dropout_mask" in spoiled.options:
+            spoiled.options["dropout_mask"][0, 2:] = value
+    assert torch.equal(_run(spoiled)[0][:2], _run(clean)[0][:2])
+    frozen = spoiled.memory[2].expand(4, -1, -1)
+    torch.testing.assert_close(_run(spoiled)[0][2], frozen, rtol=0, atol=0, equal_nan=True)
+    want, got = gradients(clean), gradients(spoiled)
+    assert set(want) == set(spoiled.leaves())
+    for key, grad in want.items():
+        assert torch.equal(got[key], grad), key
+    assert not got["x"][0, 2:].any()
+    assert torch.equal(got["memory"][2], torch.full_like(got["memory"][2], 4))
 
 
 def test_infinite_biases_leave_the_memory_exactly_unchanged() -> None:

@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
-from itertools import count
 from pathlib import Path
 
 import pytest

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest.mock import patch
 
@@ -20,9 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rmc_kernels import CellSpec, RelationalMemory, backends
+from rmc_kernels.backends import Backend, Call
 from rmc_kernels.verify import Case as VerifyCase
 from rmc_kernels.verify import baseline, check_case
 from tests.cases import SPECS, Case, draw
+from tests.not_finite import draw_spec, kinds, spoil, spoil_padding, with_lengths
 
 if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
     pytest.skip("runs under TRITON_INTERPRET=1, which `make test` sets", allow_module_level=True)
@@ -49,21 +52,24 @@ def strict_interpreter() -> None:
     """Tests that ask for it bring their own: nested ones would see each other."""
 
 
-def names_of(case: Case) -> list[str]:
-    return ["x", "memory", "reset_memory", *case.spec.parameter_names]
+def run_call(
+    spec: CellSpec, call: Call, grad: Tensor | None = None, save: bool = False, backend: Backend = TRITON
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The memories, and every gradient of their product with `grad` (drawn where it is None), by name."""
+    memories, activations = backend.forward(spec, call, save)
+    size = backend.activation_size(spec, call.batch_size, call.steps, call.x.dtype) if save else 0
+    assert activations.numel() == size
+    if grad is None:
+        grad = torch.randn(memories.shape, generator=torch.Generator().manual_seed(1))
+    names = ("x", "memory", "reset_memory", *spec.parameter_names)
+    needs = [True, True, call.reset_memory is not None, *[True] * len(call.params)]
+    found = backend.backward(spec, call, memories, activations, grad, needs)
+    return memories, {name: g for name, g, need in zip(names, found, needs, strict=True) if need}
 
 
 def run(case: Case, save: bool = False, grad: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """The memories, and every gradient of their product with `grad` (drawn where it is None), by name."""
-    call = case.call()
-    memories, activations = TRITON.forward(case.spec, call, save)
-    batch, steps = case.x.shape[:2]
-    assert activations.numel() == (TRITON.activation_size(case.spec, batch, steps, case.x.dtype) if save else 0)
-    if grad is None:
-        grad = torch.randn(memories.shape, generator=torch.Generator().manual_seed(1))
-    needs = [True, True, call.reset_memory is not None, *[True] * len(call.params)]
-    found = TRITON.backward(case.spec, call, memories, activations, grad, needs)
-    return memories, {name: g for name, g, need in zip(names_of(case), found, needs, strict=True) if need}
+    """`run_call` of a case."""
+    return run_call(case.spec, case.call(), grad, save)
 
 
 # -- parity ------------------------------------------------------------------------------------------------------------
@@ -150,6 +156,46 @@ def test_what_is_not_finite_stays_in_its_batch_element(name: str) -> None:
             assert torch.equal(gradients_found[key][others], clean[key][others])
             assert not gradients_found[key][1].isfinite().any()
         assert not gradients_found["blocks.0.qkv.weight"].isfinite().any()
+
+
+SLOWER = [
+    pytest.param(name, value, marks=pytest.mark.slow)
+    for name in ("r2gen", "sonnet", "matrix-blocks", "no-gate")
+    for value in (math.nan, math.inf)
+]
+
+
+@pytest.mark.parametrize("name, value", [("r2gen", math.nan), *SLOWER[1:]])
+def test_what_stands_in_the_padding_never_matters(name: str, value: float) -> None:
+    """Of x and a dropout mask past the length; and of both memories where an element never runs."""
+    case = draw(SPECS[name], ("lengths", "resets"), batch=4, steps=3, dtype=torch.float32)
+    call = with_lengths(case.call())
+    with strict():
+        memories, clean = run_call(case.spec, call)
+        for save in (False, True):
+            spoiled, found = run_call(case.spec, spoil_padding(call, value), save=save)
+            assert torch.equal(spoiled[[1, 2]], memories[[1, 2]])
+            assert (kinds(spoiled[[0, 3]]) == kinds(torch.tensor(value))).all()
+            for key, grad in clean.items():
+                torch.testing.assert_close(found[key], grad, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
+@pytest.mark.parametrize("seed", range(8))
+def test_infinities_travel_as_in_eager(seed: int) -> None:
+    random = Random(seed)
+    spec = draw_spec(random, ("sonnet", "textbook", "r2gen"))
+    options = random.choice(((), ("lengths", "resets")))
+    call = draw(spec, options, batch=3, steps=2, dtype=torch.float32, seed=seed).call()
+    grad = torch.ones(3, 2, spec.mem_slots, spec.mem_size)
+    call, grad = spoil(random, call, grad, "inputs", (math.inf, -math.inf))
+    memories, want = run_call(spec, call, grad, backend=backends.BACKENDS["reference"])
+    for save in (False, True):
+        found, got = run_call(spec, call, grad, save)
+        assert torch.equal(kinds(found), kinds(memories))
+        for key, value in want.items():
+            assert torch.equal(got[key].isfinite(), value.isfinite()), key
 
 
 # -- launches, chunks, memory ------------------------------------------------------------------------------------------
