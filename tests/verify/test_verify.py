@@ -31,6 +31,7 @@ from rmc_kernels.verify import (
     Comparison,
     Errors,
     baseline,
+    check,
     check_case,
     covering,
     criterion,
@@ -89,6 +90,20 @@ class OtherOrder(TorchFunctionMode):
             powers = torch.exp(args[0] - args[0].amax(-1, keepdim=True))
             return powers / powers.sum(-1, keepdim=True)
         return func(*args, **(kwargs or {}))
+
+
+class Rougher(TorchFunctionMode):
+    """Matrix products with errors of two units in the last place on top."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is not F.linear:
+            return result
+        return result * (1 + 2.0**-22 * torch.randn(result.shape, generator=self.generator))
 
 
 class ThroughBf16(TorchFunctionMode):
@@ -177,6 +192,57 @@ def test_other_orders_of_summation_are_right(variant: str, install: Callable[[Re
     result = check_case(case, "cpu")
     assert result.status == "right", result.misses
     assert any(found.rms_ratio != 1 for found in result.comparisons.values())
+
+
+#: A memory that grows without norms and gates, where all errors of a draw are one, and a seed of its draws with which
+#: another order of summation has 2.2 times the error of eager PyTorch.
+GROWING = Case(
+    replace(CellSpec.r2gen(4, 20, 4), gate_style=None), batch_size=1, steps=8, gradients="inputs", magnitude=0.1
+)
+UNLUCKY = 24
+
+
+def judged_at_once(case: Case, seed: int, monkeypatch: pytest.MonkeyPatch) -> CaseResult:
+    """By the usual draws alone."""
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "draws_to_be_sure", lambda bases, names: len(bases))
+        return check_case(case, "cpu", seed=seed)
+
+
+def test_few_errors_are_not_a_miss(
+    install: Callable[[ReferenceBackend], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(Altered(mode=OtherOrder))
+    at_once = judged_at_once(GROWING, UNLUCKY, monkeypatch)
+    assert at_once.status == "miss", "the seed shows nothing"
+    result = check_case(GROWING, "cpu", seed=UNLUCKY)
+    assert result.status == "right", result.misses
+    assert result.draws >= 3 * at_once.draws
+    assert max(found.rms_ratio for found in result.comparisons.values()) < 1.5
+
+
+def test_more_draws_excuse_nothing(install: Callable[[ReferenceBackend], None]) -> None:
+    install(Altered(mode=Rougher))
+    result = check_case(CASE, "cpu")
+    assert result.status == "miss"
+    assert result.draws >= 48
+    assert result.misses["memories"].rms_ratio > 2
+
+
+def test_draws_count_by_what_rounding_does_to_them() -> None:
+    def needed(*sizes: float, weight: float = 1.0) -> int:
+        first, *others = sizes
+        bases = [SimpleNamespace(rounding={"x": first, "y": 1.0}, weights={"x": weight})]
+        bases += [SimpleNamespace(rounding={"x": size, "y": 1.0}, weights={}) for size in others]
+        return baseline.draws_to_be_sure(bases, ["y", "x"])  # type: ignore[arg-type]
+
+    assert needed(*[1e-7] * 16) == 48
+    assert needed(*[1e-7] * 64) == 64, "never fewer than there are"
+    assert needed(*[1e-7] * 4, *[0.0] * 12) == 4 * 48
+    assert needed(3e-7, *[1e-7] * 15, weight=1 / 3) == 48
+    assert needed(1e-7, *[1e-9] * 15) == 16 * 16, "no more than 16 times as many"
+    assert needed(*[0.0] * 16) == 48
+    assert needed(*[1e-200] * 16) == 48
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
