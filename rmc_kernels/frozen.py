@@ -39,6 +39,7 @@ class FrozenCell:
     ) -> None:
         self._spec, self._params, self._backend = spec, params, backend
         self._initial_memory, self._read_head = initial_memory, read_head
+        self._open = True  # what torch.compile guards: of a C function it does not see that another takes its place
         self._step: _Step = self._ordinary
         chosen = backends.choose(backend, spec, params[0].dtype, params[0].device)
         if not isinstance(chosen, backends.CpuBackend) or not backends.is_plain(*params):
@@ -68,14 +69,13 @@ class FrozenCell:
             RuntimeError: the block of `frozen_weights()` was left.
             TypeError, ValueError: before anything is computed, naming the argument, what it must be and what it got.
         """
-        step = self._step
-        if torch.compiler.is_compiling() and step is not _closed:
-            step = self._ordinary  # which torch.compile can trace
-        return step(x, memory, resets)
+        if torch.compiler.is_compiling() and self._open:
+            return self._ordinary(x, memory, resets)  # which torch.compile can trace
+        return self._step(x, memory, resets)
 
     def close(self) -> None:
         """End of the block; a step that another thread is in goes on."""
-        self._step = _closed
+        self._open, self._step = False, _closed
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a FrozenCell cannot be pickled or copied: it holds packed weights of one process")
