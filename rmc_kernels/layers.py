@@ -232,7 +232,7 @@ def _sonnet(
     *sizes: Any,
 ) -> CellSpec:
     """The published cell, after a look at what a newcomer from nn.LSTM gets wrong."""
-    refuse(cls, set(options) - set(Options.__annotations__))
+    refuse(cls, [name for name in options if name not in Options.__annotations__])
     required(cls, input_size=input_size, mem_slots=mem_slots, head_size=head_size)
     spec = CellSpec.sonnet(input_size, mem_slots, head_size, *sizes)
     if spec.num_heads == 1 and spec.head_size <= 4 and spec.mem_slots >= 8 * spec.head_size:

@@ -25,7 +25,7 @@ _INSTEAD = {
 _MEANING = {
     "memory": "memory, one tensor [B, N, D] in place of the (h, c) of nn.LSTM",
     "lengths": "lengths, [B]: the steps of each element before its padding",
-    "resets": "resets, bool [B, T]: where an element starts over",
+    "resets": "resets, bool [B, T], or [B] of a cell: where an element starts over",
     "x": "the input by position",
 }
 _TAKEN_BY = {name: ours for ours, names in _INSTEAD.items() for name in names}
