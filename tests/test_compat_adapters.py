@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rmc_kernels.backends import BACKENDS
+from rmc_kernels.backends.cpu import CpuBackend
 from tests.compat_cases import (
     EVERY,
     arguments,
@@ -46,13 +48,21 @@ class Net(nn.Module):
         return self.head(found if self.name == "r2gen" else found[0])  # type: ignore[no-any-return]
 
 
-@pytest.mark.feature("compat: LoRA by peft, as on the original", backend="reference", variant="l0sg")
-@EVERY
-def test_lora(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+LORA = [
+    pytest.param(name, marks=pytest.mark.feature("compat: LoRA (peft), as on the original", variant=variant))
+    for name, variant in (("l0sg", "l0sg"), ("textgan", "l0sg"), ("r2gen", "r2gen"))
+]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", LORA)
+def test_lora(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from peft import LoraConfig, get_peft_model
 
     nets = []
+    monkeypatch.setitem(BACKENDS, "cpu", CpuBackend(test_double=True))
     for core in pair(name):
+        core.backend = backend
         torch.manual_seed(5)
         net = Net(core, name)
         config = LoraConfig(r=2, target_modules=TARGETS[name], init_lora_weights=False)
