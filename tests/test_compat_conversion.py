@@ -473,7 +473,8 @@ def test_from_module_refuses_other_contents() -> None:
         ValueError, match=r"forward must return tensors of shapes \[\(2, 3, 24\)\], .*got \[\(2, 24\)\]"
     ):
         r2gen.from_module(LastOnly(3, 8, 2))
-    with pytest.raises(ValueError, match=r"original\.forward must run as in the original's class, it raised"):
+    raised = pytest.raises(ValueError, match=r"original\.forward must run as in the original's class, it raised")
+    with pytest.warns(RuntimeWarning, match="leaves behind dropout"), raised:
         l0sg.from_module(originals.LanguageModel(3, 4, 5, 9))
     with pytest.raises(ValueError, match="Linear must have the original's attribute 'num_heads'"):
         l0sg.from_module(nn.Linear(2, 2))

@@ -543,9 +543,15 @@ def test_attention_weights_are_never_those_of_an_earlier_call() -> None:
 # -- What stays fused ---------------------------------------------------------------------------------------------
 
 
+def _as_buffer(module: nn.Module) -> None:
+    value = module._parameters.pop("weight")
+    module.register_buffer("weight", value)
+
+
 FUSED: dict[str, Edit] = {
     "stock": lambda model: None,
     "frozen": lambda model: model.requires_grad_(False),
+    "buffers": lambda model: [*map(_as_buffer, linears(model))],
     "pruned": lambda model: [
         prune.random_unstructured(part, leaf, 0.5) for part in linears(model) for leaf in ("weight", "bias")
     ],
@@ -571,7 +577,7 @@ def test_what_stays_fused(case: str, name: str, monkeypatch: pytest.MonkeyPatch)
             warnings.simplefilter("ignore", FutureWarning)  # the older norms
             FUSED[case](model)
     with fused(monkeypatch, calls=1):
-        if case == "frozen":
+        if case in ("frozen", "buffers"):
             torch.testing.assert_close(ours(*arguments(ours)), theirs(*arguments(ours)), rtol=1e-9, atol=1e-10)
         else:
             agree(ours, theirs)

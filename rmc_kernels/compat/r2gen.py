@@ -59,7 +59,8 @@ class MultiHeadedAttention(nn.Module):
         return output
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "attn": None}  # torch copies no tensor with a history
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "attn": None}  # torch copies no tensor with a history
 
 
 #: Its name in pickles of the first versions, where it held modules only.
@@ -129,7 +130,7 @@ class RelationalMemory(Port):
                 parameters of another shape than the constructor's.
         """
         if self._is_stock(self._METHODS):
-            return self._fused(self._rows("inputs", inputs, 2, self.spec.input_size), memory)
+            return self._run_steps(self._checked_rows("inputs", inputs, 2, self.spec.input_size), memory)
         outputs = []
         if self._overrides("forward_step"):  # which may take other inputs and memories
             memory = narrowed(memory, errors.is_tensor("inputs", inputs, "a tensor [B, T, ...]"))
@@ -137,10 +138,10 @@ class RelationalMemory(Port):
                 memory = self.forward_step(inputs[:, t], memory)
                 outputs.append(memory)
         else:
-            inputs = self._rows("inputs", inputs, 2, self.spec.input_size)
-            memory = self._memory(self._unflattened(memory), inputs)
+            inputs = self._checked_rows("inputs", inputs, 2, self.spec.input_size)
+            memory = self._checked_memory(self._unflattened(memory), inputs)
             for t in range(inputs.shape[1]):
-                memory = self._step(inputs[:, t], memory)
+                memory = self._step_by_modules(inputs[:, t], memory)
                 outputs.append(in_computed_dtype(memory.flatten(1), inputs))
         if not outputs:
             return inputs.new_empty(inputs.shape[0], 0, self.num_slots * self.d_model)
@@ -148,10 +149,10 @@ class RelationalMemory(Port):
 
     def forward_step(self, input: Tensor, memory: Tensor) -> Tensor:
         """One step: input [B, D] and memory, [B, N * D] or [B, N, D], give the next memory, [B, N * D]."""
-        row = self._rows("input", input, 1, self.spec.input_size)
+        row = self._checked_rows("input", input, 1, self.spec.input_size)
         if self._is_stock({}):
-            return self._fused(row[:, None], memory)[:, 0]
-        following = self._step(row, self._memory(self._unflattened(memory), row))
+            return self._run_steps(row[:, None], memory)[:, 0]
+        following = self._step_by_modules(row, self._checked_memory(self._unflattened(memory), row))
         return in_computed_dtype(following.flatten(1), row)
 
     _METHODS: ClassVar[Mapping[str, Callable[..., Any]]] = {"forward_step": forward_step}
@@ -168,15 +169,15 @@ class RelationalMemory(Port):
             for name, value in (("h", self.num_heads), ("d_k", self.spec.head_size), ("attn", None)):
                 self.attn.__dict__.setdefault(name, value)
 
-    def _fused(self, x: Tensor, memory: Tensor) -> Tensor:
+    def _run_steps(self, x: Tensor, memory: Tensor) -> Tensor:
         """The memory after every step, [B, T, N * D], by a backend."""
         if self.attn.attn is not None:
             self.attn.attn = None  # of an earlier call
         dropout = self.attn.dropout
         mask = attention_dropout(x, self.spec, dropout.p) if dropout.training and dropout.p else None
-        return self._run(x, self._unflattened(memory), mask)[0]
+        return self._run_kernel(x, self._unflattened(memory), mask)[0]
 
-    def _step(self, x: Tensor, memory: Tensor) -> Tensor:
+    def _step_by_modules(self, x: Tensor, memory: Tensor) -> Tensor:
         """One step by the modules: x [B, D] and memory [B, N, D] give the next memory, in the dtype of `memory`."""
         slots = memory.to(x.dtype)  # the modules' dtype
         rows = torch.cat([slots, x[:, None]], 1)
@@ -213,15 +214,15 @@ class RelationalMemory(Port):
         return made
 
     @classmethod
-    def _sizes(cls, spec: CellSpec) -> dict[str, Any]:
+    def _original_sizes(cls, spec: CellSpec) -> dict[str, Any]:
         """See `Port`."""
         return {"num_slots": spec.mem_slots, "d_model": spec.mem_size, "num_heads": spec.num_heads}
 
-    def _parts(self) -> Sequence[Part]:
+    def _stock_parts(self) -> Sequence[Part]:
         """See `Port`."""
         return _PARTS
 
-    def _changed(self) -> list[str]:
+    def _changed_sizes(self) -> list[str]:
         """See `Port`."""
         spec, found = self.spec, []
         attention, mlp = self._modules["attn"], self._modules["mlp"]
@@ -239,7 +240,7 @@ class RelationalMemory(Port):
             found.append(f"mlp holds {len(mlp)} modules, not 4")
         return found
 
-    def _weights(self) -> dict[str, Tensor]:
+    def _spec_parameters(self) -> dict[str, Tensor]:
         """See `Port`."""
         held: dict[str, Any] = self._modules
         linears, mlp = held["attn"]._modules["linears"]._modules, held["mlp"]._modules
