@@ -600,6 +600,20 @@ def test_spectral_norm_refines_its_estimate_at_each_step_of_training(name: str, 
 
 
 @EVERY
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_drop_ins_are_fused(name: str, strict: bool) -> None:
+    """torch.export puts proxies of other classes in the place of modules; no step is unrolled, since T may be any."""
+    model = pair(name)[0].float()
+    x, memory = arguments(model, dtype=torch.float32)
+    sizes = {0: torch.export.Dim("B", min=2), 1: torch.export.Dim("T", min=2)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        program = torch.export.export(model, (x, memory), dynamic_shapes=(sizes, {0: sizes[0]}), strict=strict)
+    more = arguments(model, 5, 7, dtype=torch.float32)
+    torch.testing.assert_close(program.module()(*more), model(*more))
+
+
+@EVERY
 def test_removed_hooks_bring_the_kernels_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, _ = pair(name)
     handle = linears(ours)[0].register_forward_hook(lambda *_: None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from rmc_kernels import errors
 from rmc_kernels.backends.plain import PLAIN_TYPES
@@ -17,10 +18,12 @@ from rmc_kernels.compat.port import (
     Part,
     Port,
     attribute,
+    children,
     in_computed_dtype,
     narrowed,
     part,
     refuse_quantized,
+    unusual_parameter,
     weights,
     widened,
 )
@@ -341,19 +344,21 @@ class RelationalMemory(Port):
             found.append(f"(num_heads, num_blocks, gate_style, key_size, value_size) is {now}, not {ours}")
         if spec.gate_style is not None:
             for name in _BIASES:
-                value = self._parameters.get(name)
-                if type(value) not in PLAIN_TYPES and not isinstance(self.__dict__.get(name), Tensor):
-                    found.append(f"{name} is not a parameter")
-        layers = self._modules["attention_mlp"]
+                if type(self._parameters.get(name)) in PLAIN_TYPES:
+                    continue
+                if is_parametrized(self, name) or unusual_parameter(self, name):
+                    found.append(f"{name} is not a parameter of its own")
+        layers = children(self)["attention_mlp"]
         if type(layers) is not nn.ModuleList:
             return found
-        first = layers._modules.get("0")
-        for index, layer in layers._modules.items():
+        held = children(layers)
+        first = held.get("0")
+        for index, layer in held.items():
             if layer is not first:
                 refuse_quantized(layer, f"attention_mlp.{index}")
                 found.append(f"attention_mlp.{index} is not attention_mlp.0")
-        if len(layers._modules) != spec.attention_mlp_layers:
-            found.append(f"attention_mlp holds {len(layers)} modules, not {spec.attention_mlp_layers}")
+        if len(held) != spec.attention_mlp_layers:
+            found.append(f"attention_mlp holds {len(held)} modules, not {spec.attention_mlp_layers}")
         return found
 
     def _refuse_other_shapes(self) -> None:
@@ -366,14 +371,14 @@ class RelationalMemory(Port):
 
     def _spec_parameters(self) -> dict[str, Tensor]:
         """See `Port`."""
-        held: dict[str, Any] = self._modules
+        held: dict[str, Any] = children(self)
         owners = {
             "input_projection": held["input_projector"],
             "blocks.0.qkv": held["qkv_projector"],
             "blocks.0.qkv_norm": held["qkv_layernorm"],
             "blocks.0.attention_norm": held["attended_memory_layernorm"],
             "blocks.0.mlp_norm": held["attended_memory_layernorm2"],
-            "mlp.0": held["attention_mlp"]._modules["0"],
+            "mlp.0": children(held["attention_mlp"])["0"],
         }
         if self.spec.gate_style is None:
             return weights(owners)

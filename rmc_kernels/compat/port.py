@@ -158,9 +158,7 @@ class Port(nn.Module):
                 found.append(f"{qualified(usual)}.forward was replaced")
         departed = set()
         for path, kind, parameters in self._stock_parts():
-            module: nn.Module | None = self
-            for name in path:
-                module = None if module is None else module._modules.get(name)
+            module = _at(self, path)
             departure = _departure(module, kind, bool(parameters))
             if departure is not None and not any(path[:depth] in departed for depth in range(1, len(path))):
                 departed.add(path)  # a module that departs sees to its own contents
@@ -177,9 +175,7 @@ class Port(nn.Module):
         """Raise ValueError where a stock module has a parameter of another shape than the spec's."""
         shapes = self.spec.parameter_shapes
         for path, kind, parameters in self._stock_parts():
-            module: nn.Module | None = self
-            for name in path:
-                module = None if module is None else module._modules.get(name)
+            module = _at(self, path)
             for leaf, like in parameters if type(module) is kind else ():
                 value = module._parameters.get(leaf)  # type: ignore[union-attr]
                 if value is not None and value.shape != shapes[like]:
@@ -210,7 +206,7 @@ class Port(nn.Module):
 
     def _like(self) -> Tensor:
         """A parameter of the dtype in which inputs come; l0sg's 0-d ones may stay in another (FSDP2)."""
-        for module in self._modules.values():
+        for module in children(self).values():
             value = None if module is None else module._parameters.get("weight")
             if value is not None:
                 return value
@@ -340,6 +336,19 @@ def in_computed_dtype(outputs: Tensor, x: Tensor) -> Tensor:
     return outputs.to(compute_dtype(x)) if x.is_floating_point() else outputs
 
 
+def children(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The modules that a module holds; torch.export's tracer has proxies of other classes for them in `_modules`."""
+    held: dict[str, nn.Module | None] = module.__dict__["_modules"]
+    return held
+
+
+def _at(module: nn.Module | None, path: tuple[str, ...]) -> nn.Module | None:
+    """The module at a path, or None."""
+    for name in path:
+        module = None if module is None else module.__dict__["_modules"].get(name)
+    return module
+
+
 def weights(owners: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """The weight and the bias of each module, under the spec's name of it."""
     found: dict[str, Tensor] = {}
@@ -369,7 +378,7 @@ def _departure(module: nn.Module | None, kind: type[nn.Module], holds_weights: b
         held = module._parameters
         if type(held.get("weight")) not in PLAIN_TYPES or type(held.get("bias")) not in PLAIN_TYPES:
             for leaf in LEAVES:
-                departure = _unusual_parameter(module, leaf)
+                departure = unusual_parameter(module, leaf)
                 if departure is not None:
                     return departure
         if kind is nn.LayerNorm and module.eps != LAYER_NORM_EPS:
@@ -377,7 +386,7 @@ def _departure(module: nn.Module | None, kind: type[nn.Module], holds_weights: b
     return None
 
 
-def _unusual_parameter(module: nn.Module, leaf: str) -> str | None:
+def unusual_parameter(module: nn.Module, leaf: str) -> str | None:
     """What is unusual about a parameter: that there is none, or that its tensor class may compute anything."""
     value = module._parameters.get(leaf)
     if value is None:  # computed by a hook or a parametrization, a buffer, or what nn.DataParallel leaves of it

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rmc_kernels import errors
 from rmc_kernels.compat import conversion, mapping
 from rmc_kernels.compat.mapping import LEAVES, Array, Entry, Layer
-from rmc_kernels.compat.port import Part, Port, attribute, in_computed_dtype, narrowed, part, weights
+from rmc_kernels.compat.port import Part, Port, attribute, children, in_computed_dtype, narrowed, part, weights
 from rmc_kernels.functional import attention_dropout
 from rmc_kernels.spec import CellSpec
 
@@ -225,7 +225,7 @@ class RelationalMemory(Port):
     def _changed_sizes(self) -> list[str]:
         """See `Port`."""
         spec, found = self.spec, []
-        attention, mlp = self._modules["attn"], self._modules["mlp"]
+        attention, mlp = children(self)["attn"], children(self)["mlp"]
         if self.d_model != spec.mem_size:
             found.append(f"d_model is {self.d_model}, not {spec.mem_size}")
         if type(attention) is MultiHeadedAttention:
@@ -233,17 +233,18 @@ class RelationalMemory(Port):
                 found.append(
                     f"attn has {attention.h} heads of {attention.d_k}, not {spec.num_heads} of {spec.head_size}"
                 )
-            linears = attention._modules["linears"]
-            if type(linears) is nn.ModuleList and len(linears._modules) != 4:
+            linears = children(attention)["linears"]
+            if type(linears) is nn.ModuleList and len(children(linears)) != 4:
                 found.append(f"attn.linears holds {len(linears)} modules, not 4")
-        if type(mlp) is nn.Sequential and len(mlp._modules) != 4:
+        if type(mlp) is nn.Sequential and len(children(mlp)) != 4:
             found.append(f"mlp holds {len(mlp)} modules, not 4")
         return found
 
     def _spec_parameters(self) -> dict[str, Tensor]:
         """See `Port`."""
-        held: dict[str, Any] = self._modules
-        linears, mlp = held["attn"]._modules["linears"]._modules, held["mlp"]._modules
+        held: dict[str, Any] = children(self)
+        linears: dict[str, Any] = children(children(held["attn"])["linears"])  # type: ignore[arg-type]
+        mlp: dict[str, Any] = children(held["mlp"])
         found = weights(
             {
                 "blocks.0.output": linears["3"],
