@@ -375,6 +375,14 @@ def test_other_shapes(name: str, path: str, made: Any, leaf: str, needed: str, g
         type(ours).__mro__[int(stepping)].forward_step(ours, x[:, 0], memory)  # type: ignore[attr-defined]
 
 
+@EVERY
+def test_other_sizes(name: str) -> None:
+    ours = pair(name)[0]
+    setattr(ours, "num_slots" if name == "r2gen" else "mem_slots", 4)
+    with pytest.raises(ValueError, match=r"must stay \(3, 8\), as when the class was made, got \(4, 8\): make a new"):
+        ours(*arguments(ours))
+
+
 @pytest.mark.parametrize("edit", [None, "hook", "lora"])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_misuse_is_told_alike_step_by_step(edit: str | None) -> None:

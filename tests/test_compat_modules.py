@@ -356,6 +356,31 @@ def test_a_patched_class_of_torch_counts(name: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(nn.Linear, "forward", lambda self, input: 0.5 * original(self, input))
     with told("torch.nn.Linear.forward was replaced"):
         agree(ours, theirs)
+    if name == "r2gen":
+        monkeypatch.undo()
+        ours = copy.deepcopy(ours)
+        attend = r2gen.MultiHeadedAttention.forward
+        monkeypatch.setattr(r2gen.MultiHeadedAttention, "forward", lambda *args: 2 * attend(*args))
+        theirs.attn.register_forward_hook(lambda _module, _args, output: 2 * output)
+        with told("rmc_kernels.compat.r2gen.MultiHeadedAttention.forward was replaced"):
+            agree(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("l0sg", "input_projector"), ("l0sg", "attention_mlp"), ("r2gen", "attn"), ("r2gen", "mlp")]
+)
+def test_what_is_no_module_counts(name: str, path: str) -> None:
+    """A function in the place of a module."""
+    ours, theirs = pair(name)
+    for model in (ours, theirs):
+        module = getattr(model, path)
+        delattr(model, path)
+        if path == "attention_mlp":
+            vars(model)[path] = [lambda rows, of=module[0]: of(rows).tanh()]
+        else:
+            vars(model)[path] = lambda *args, of=module: of(*args).tanh()
+    with told(f"{path} is not a module"):
+        agree(ours, theirs)
 
 
 class Scaled(nn.Parameter):

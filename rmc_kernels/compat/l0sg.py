@@ -19,6 +19,7 @@ from rmc_kernels.compat.port import (
     Port,
     attribute,
     children,
+    forwards,
     in_computed_dtype,
     narrowed,
     part,
@@ -231,6 +232,7 @@ class RelationalMemory(Port):
     }
     _METHODS: ClassVar[Mapping[str, Callable[..., Any]]] = {"forward_step": forward_step, **_STEP_METHODS}
 
+    _FORWARDS = forwards(nn.Linear, nn.LayerNorm)
     _CONTENTS = frozenset(each.path[0] for each in _GATED) | frozenset(_BIASES)
 
     def initial_state(self, batch_size: int, trainable: bool = False) -> Tensor:
@@ -338,6 +340,11 @@ class RelationalMemory(Port):
     def _changed_sizes(self) -> list[str]:
         """See `Port`."""
         spec, found = self.spec, []
+        if (self.mem_slots, self.mem_size) != (spec.mem_slots, spec.mem_size):
+            raise ValueError(
+                f"(mem_slots, mem_size) must stay {(spec.mem_slots, spec.mem_size)}, as when the class was made, got "
+                f"{(self.mem_slots, self.mem_size)}: make a new one, and load the state_dict of this one"
+            )
         ours = (spec.num_heads, spec.num_blocks, spec.gate_style, spec.key_size, spec.head_size)
         now = (self.num_heads, self.num_blocks, self.gate_style, self.key_size, self.value_size)
         if now != ours:
@@ -348,7 +355,7 @@ class RelationalMemory(Port):
                     continue
                 if is_parametrized(self, name) or unusual_parameter(self, name):
                     found.append(f"{name} is not a parameter of its own")
-        layers = children(self)["attention_mlp"]
+        layers = children(self).get("attention_mlp")
         if type(layers) is not nn.ModuleList:
             return found
         held = children(layers)

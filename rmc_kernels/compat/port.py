@@ -34,8 +34,6 @@ from rmc_kernels.spec import LAYER_NORM_EPS, CellSpec
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: What a call of a stock module runs, as long as nobody patches torch.nn.
-_FORWARDS = tuple((kind, kind.forward) for kind in (nn.Linear, nn.LayerNorm, nn.ReLU, nn.Dropout, nn.Sequential))
 _QUANTIZED = ("torch.ao.nn.", "torch.nn.quantized.", "torch.nn.intrinsic.", "torch.nn.qat.")
 
 
@@ -76,6 +74,8 @@ class Port(nn.Module):
     _told: list[bool]
     #: The original's methods that its `forward` goes through, by name: `forward_step`, then what that calls.
     _METHODS: ClassVar[Mapping[str, Callable[..., Any]]]
+    #: The classes of the original's modules, each with its `forward` as it was when this package was imported.
+    _FORWARDS: ClassVar[Sequence[tuple[type[nn.Module], Callable[..., Any]]]]
     #: Names of the modules and parameters that the original registers on itself.
     _CONTENTS: ClassVar[Set[str]]
 
@@ -153,9 +153,9 @@ class Port(nn.Module):
             or global_hooks._global_backward_hooks
         ):
             found.append("a hook on all modules is registered")
-        for usual, forward in _FORWARDS:
-            if usual.forward is not forward:
-                found.append(f"{qualified(usual)}.forward was replaced")
+        for kind, forward in self._FORWARDS:
+            if kind.forward is not forward:
+                found.append(f"{qualified(kind)}.forward was replaced")
         departed = set()
         for path, kind, parameters in self._stock_parts():
             module = _at(self, path)
@@ -334,6 +334,11 @@ def widened(memory: Any) -> Any:
 def in_computed_dtype(outputs: Tensor, x: Tensor) -> Tensor:
     """Outputs in the dtype in which x is computed with; those of integer inputs are left as they are."""
     return outputs.to(compute_dtype(x)) if x.is_floating_point() else outputs
+
+
+def forwards(*kinds: type[nn.Module]) -> Sequence[tuple[type[nn.Module], Callable[..., Any]]]:
+    """Each class with its `forward`."""
+    return tuple((kind, kind.forward) for kind in kinds)
 
 
 def children(module: nn.Module) -> dict[str, nn.Module | None]:

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from rmc_kernels import errors
 from rmc_kernels.compat import conversion, mapping
 from rmc_kernels.compat.mapping import LEAVES, Array, Entry, Layer
-from rmc_kernels.compat.port import Part, Port, attribute, children, in_computed_dtype, narrowed, part, weights
+from rmc_kernels.compat.port import (
+    Part,
+    Port,
+    attribute,
+    children,
+    forwards,
+    in_computed_dtype,
+    narrowed,
+    part,
+    weights,
+)
 from rmc_kernels.functional import attention_dropout
 from rmc_kernels.spec import CellSpec
 
@@ -37,6 +47,8 @@ class MultiHeadedAttention(nn.Module):
 
     def __init__(self, h: int, d_model: int, dropout: float = 0.1) -> None:
         super().__init__()
+        if d_model % h:
+            raise ValueError(f"d_model must be a multiple of h ({h}), got {d_model}")
         self.h, self.d_k = h, d_model // h
         projection = nn.Linear(d_model, d_model)
         self.linears = nn.ModuleList([copy.deepcopy(projection) for _ in range(4)])
@@ -156,6 +168,7 @@ class RelationalMemory(Port):
         return in_computed_dtype(following.flatten(1), row)
 
     _METHODS: ClassVar[Mapping[str, Callable[..., Any]]] = {"forward_step": forward_step}
+    _FORWARDS = forwards(nn.Linear, nn.ReLU, nn.Dropout, nn.Sequential, MultiHeadedAttention)
     _CONTENTS = frozenset({"attn", "mlp", "W", "U"})
 
     def init_memory(self, batch_size: int) -> Tensor:
@@ -171,9 +184,10 @@ class RelationalMemory(Port):
 
     def _run_steps(self, x: Tensor, memory: Tensor) -> Tensor:
         """The memory after every step, [B, T, N * D], by a backend."""
-        if self.attn.attn is not None:
-            self.attn.attn = None  # of an earlier call
-        dropout = self.attn.dropout
+        attention = self.attn
+        if attention.attn is not None:
+            attention.attn = None  # of an earlier call
+        dropout = attention.dropout
         mask = attention_dropout(x, self.spec, dropout.p) if dropout.training and dropout.p else None
         return self._run_kernel(x, self._unflattened(memory), mask)[0]
 
@@ -225,15 +239,18 @@ class RelationalMemory(Port):
     def _changed_sizes(self) -> list[str]:
         """See `Port`."""
         spec, found = self.spec, []
-        attention, mlp = children(self)["attn"], children(self)["mlp"]
-        if self.d_model != spec.mem_size:
-            found.append(f"d_model is {self.d_model}, not {spec.mem_size}")
+        if (self.num_slots, self.d_model) != (spec.mem_slots, spec.mem_size):
+            raise ValueError(
+                f"(num_slots, d_model) must stay {(spec.mem_slots, spec.mem_size)}, as when the class was made, got "
+                f"{(self.num_slots, self.d_model)}: make a new one, and load the state_dict of this one"
+            )
+        attention, mlp = children(self).get("attn"), children(self).get("mlp")
         if type(attention) is MultiHeadedAttention:
             if (attention.h, attention.d_k) != (spec.num_heads, spec.head_size):
                 found.append(
                     f"attn has {attention.h} heads of {attention.d_k}, not {spec.num_heads} of {spec.head_size}"
                 )
-            linears = children(attention)["linears"]
+            linears = children(attention).get("linears")
             if type(linears) is nn.ModuleList and len(children(linears)) != 4:
                 found.append(f"attn.linears holds {len(linears)} modules, not 4")
         if type(mlp) is nn.Sequential and len(children(mlp)) != 4:
