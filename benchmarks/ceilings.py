@@ -9,10 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-try:
-    from rmc_kernels import _C
-except ImportError:  # installed without a compiler: there are no ceilings, and the table says so
-    _C = None  # type: ignore[assignment]
+from rmc_kernels.backends.extension import native as _C  # None without a compiler: no ceilings, and the table says so
 
 #: CPU time of one reading of the FMA peak, the AMX peak and the bandwidth, in seconds.
 FMA_SECONDS, AMX_SECONDS, BANDWIDTH_SECONDS = 0.01, 0.004, 0.004

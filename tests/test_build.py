@@ -23,6 +23,7 @@ if shutil.which("c++") is None:
     pytest.importorskip("rmc_kernels._C", reason="no C++ compiler on this machine, so no extension")
 
 from rmc_kernels import _C  # noqa: E402  (with a compiler, a missing extension is a failure)
+from rmc_kernels.backends import extension  # noqa: E402
 
 
 def test_version_has_one_source() -> None:
@@ -38,6 +39,12 @@ def test_makefile_installs_the_declared_build_requirements() -> None:
     assert declared is not None
     assert installed is not None
     assert declared[1].replace('"', "").split(", ") == installed[1].replace('"', "").split()
+
+
+def test_an_extension_of_another_version_is_known_by_all_that_the_backend_calls() -> None:
+    source = (ROOT / "rmc_kernels" / "backends" / "cpu.py").read_text()
+    assert set(re.findall(r"\b_C\.(\w+)", source)) == set(extension.NEEDED)
+    assert (extension.native, extension.missing) == (_C, None)
 
 
 def test_extension_does_not_import_torch() -> None:

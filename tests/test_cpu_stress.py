@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,6 +200,81 @@ def test_idle_threads_sleep() -> None:
     used = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - used < 0.1  # of half a second; torch's own threads may wake
+
+
+#: A daemon thread calls a layer as the interpreter exits: in a child each time, which shares what was imported.
+_EXITS = """
+import os, sys, threading, time, torch, rmc_kernels
+mode, runs = sys.argv[1], int(sys.argv[2])
+layer = rmc_kernels.RelationalMemory(64, 8, 32, 4, backend="cpu")
+x = torch.randn(16, 5 if mode == "short" else 200, 64)
+
+def call_for_ever(entered):
+    with torch.set_grad_enabled(mode == "training"):
+        entered.set()
+        while True:
+            output = layer(x)[0]
+            if mode == "training":
+                output.sum().backward()
+
+failed = 0
+for run in range(runs):
+    child = os.fork()
+    if not child:
+        entered = threading.Event()
+        threading.Thread(target=call_for_ever, args=(entered,), daemon=True).start()
+        entered.wait()
+        time.sleep(0.001 * (run % 20))
+        sys.exit()
+    failed += os.waitpid(child, 0)[1] != 0
+print(failed, "of", runs)
+"""
+
+
+@pytest.mark.parametrize("mode", ["long", "short", "training"])
+@pytest.mark.parametrize("runs", [4, pytest.param(70, marks=pytest.mark.slow)])
+def test_exit_while_a_daemon_thread_is_inside_a_call(mode: str, runs: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _EXITS, mode, str(runs)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == f"0 of {runs}", done.stderr
+
+
+#: Calls with more and more address space: each gives its result or raises.
+_LITTLE_MEMORY = """
+import resource, torch, rmc_kernels
+torch.set_num_threads(2)
+layer = rmc_kernels.RelationalMemory(64, 4, 256, 4, backend="cpu")
+x, memory = torch.randn(12, 2, 64), layer.initial_memory(12)
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+want, ends = None, {"done": 0, "raised": 0}
+for training in (False, True):
+    for mib in range(0, 400, 16):
+        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + (mib << 20), hard))
+        try:
+            with torch.set_grad_enabled(training):
+                output = layer(x, memory)[0]
+                if training:
+                    output.sum().backward()
+            end = "done"
+        except (MemoryError, RuntimeError):
+            end = "raised"
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        ends[end] += 1
+        if end == "done":
+            want = output.detach() if want is None else want
+            assert torch.equal(output, want)
+assert min(ends.values()) > 0, ends
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_calls_with_little_address_space() -> None:
+    done = subprocess.run([sys.executable, "-c", _LITTLE_MEMORY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

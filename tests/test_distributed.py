@@ -66,6 +66,6 @@ def test_checkpoints(variant: str, backend: str, differences: dict[str, float]) 
 
 
 def test_replicate_scalars_takes_a_module() -> None:
-    with pytest.raises(TypeError, match="module takes an nn"):
+    with pytest.raises(TypeError, match="module must be an nn"):
         replicate_scalars(None)  # type: ignore[arg-type]
     assert replicate_scalars(nn.LSTM(2, 2)) == set()

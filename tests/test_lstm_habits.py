@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
+import re
+import warnings
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from rmc_kernels import RelationalMemory, RelationalMemoryCell
-from tests.habits import BATCH, EVERY_BACKEND, EVERY_VARIANT, SPECS, close, close_gradients, gradients, inputs, layer
+from rmc_kernels import CellSpec, RelationalMemory, RelationalMemoryCell, relational_memory
+from rmc_kernels.training import checkpointed, truncated
+from tests.habits import (
+    BATCH,
+    EVERY_BACKEND,
+    EVERY_VARIANT,
+    SPECS,
+    STEPS,
+    close,
+    close_gradients,
+    gradients,
+    inputs,
+    layer,
+)
 
 
 @pytest.mark.feature("nn.LSTM: PackedSequence in and out, unsorted too")
@@ -180,6 +197,159 @@ def test_replaced_and_tied_modules_count() -> None:
     assert torch.equal(made(x)[0], other(x)[0])
     made(x)[0].sum().backward()
     assert other.get_parameter("mlp.1.bias").grad is not None
+
+
+@pytest.mark.feature("nn.LSTM: lengths as pack_padded_sequence takes them: tensors, lists, tuples, arrays")
+@EVERY_BACKEND
+@EVERY_VARIANT
+def test_lengths_as_pack_padded_sequence_takes_them(variant: str, backend: str) -> None:
+    made, x = layer(variant, backend), inputs()
+    for values in ([6, 4, 4, 1], [0, 6, 2, 5]):
+        expected, final = made(x, lengths=torch.tensor(values))
+        assert expected[3, values[3] :].abs().max() == 0
+        kinds: list[Any] = [
+            values,
+            tuple(values),
+            np.array(values),
+            np.array(values, dtype=np.uint16),
+            torch.tensor(values, dtype=torch.int32),
+            torch.tensor(values, dtype=torch.uint8),
+            [torch.tensor(value) for value in values],
+            [np.int64(value) for value in values],
+        ]
+        if 0 not in values:
+            for lengths in kinds:
+                packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+                close(pad_packed_sequence(made(packed)[0], batch_first=True)[0], expected)
+        for lengths in kinds:
+            for output, memory, *_ in (made(x, lengths=lengths), made(x, lengths=lengths, return_attention=True)):
+                close(output, expected)
+                close(memory, final)
+            memories, last = relational_memory(
+                x,
+                made.initial_memory(BATCH),
+                dict(made.named_parameters()),
+                made.spec,
+                lengths=lengths,
+                backend=backend,
+            )
+            close(last, final)
+            close(memories[0, -1], final[0])
+            chunks = list(truncated(made, x, chunk_steps=4, lengths=lengths))
+            close(torch.cat([chunk.output for chunk in chunks], 1), expected)
+            close(checkpointed(made, x, chunk_steps=4, lengths=lengths)[1], final)
+    alone = made(x[1:2], lengths=[4])[0][0]
+    for length in (4, [4], (4,), np.int64(4), np.array([4]), torch.tensor(4)):
+        close(made(x[1], lengths=length)[0], alone)
+    assert made(x[:0], lengths=[])[0].shape == (0, STEPS, 24)
+
+
+@pytest.mark.parametrize("cls", [RelationalMemory, RelationalMemoryCell])
+def test_the_arguments_of_an_lstm_say_what_to_do_instead(cls: Any) -> None:
+    """Though Python, asked first, would only say that two others are missing."""
+    for make, message in (
+        (lambda: cls(input_size=64, hidden_size=256, num_layers=2), r"hidden_size.*mem_slots.*num_layers.*stack sev"),
+        (lambda: cls(hidden_size=256), "hidden_size.*mem_slots slots of num_heads"),
+        (lambda: cls(64, 256, bidirectional=True), "bidirectional.*reversed in time"),
+        (lambda: cls(64, 256), f"^{cls.__name__} requires head_size: .*write {cls.__name__}.input_size, mem_slots=4"),
+        (lambda: cls(input_size=64), "requires mem_slots, head_size: .* in place of the hidden_size of nn.LSTM"),
+        (cls, "requires input_size, mem_slots, head_size"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            make()
+    with pytest.warns(UserWarning, match="not the hidden_size and num_layers of nn.LSTM") as warned:
+        cls(10, 20, 2)
+    assert [each.filename for each in warned] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cls(10, 4, 2)
+        cls(10, 20, 16)
+        cls.from_spec(CellSpec.sonnet(10, 20, 2))
+    parameters = inspect.signature(cls).parameters
+    assert [str(parameters[name].default) for name in ("input_size", "mem_slots", "head_size")] == ["<required>"] * 3
+
+
+STATE = "pass memory, one tensor"
+PADDING = r"lengths, \[B\]: the steps of each element"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hx", STATE), ("h0", STATE), ("state", STATE), ("mask", PADDING), ("src_key_padding_mask", PADDING),
+        ("seq_lens", PADDING), ("dones", r"resets, bool \[B, T\]"), ("input", "pass the input by position"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("frozen", [False, True])
+def test_calls_with_the_arguments_of_others_say_what_to_do_instead(name: str, message: str, frozen: bool) -> None:
+    made, x, memory = layer("sonnet", "auto"), inputs(), inputs(BATCH, 3, 8)
+    cell = RelationalMemoryCell.from_spec(SPECS["sonnet"])
+    with torch.no_grad(), made.frozen_weights() if frozen else nullcontext(), cell.frozen_weights():
+        for _ in range(2):
+            made(x, memory), cell(x[:, 0], memory)
+        for call, start in ((made, x), (cell, x[:, 0])):
+            for arguments in ((start,), (start, memory), ()):
+                with pytest.raises(TypeError, match=f"{type(call).__name__} has no argument '{name}'; .*{message}"):
+                    call(*arguments, **{name: memory})
+        if name in ("mask", "dones"):
+            with pytest.raises(TypeError, match=r"; rmc_kernels.RelationalMemory takes"):
+                cell(x[:, 0], **{name: memory})
+        with pytest.raises(TypeError, match=r"x.* 4 were given|too many .*; pass lengths, resets, return_attention by"):
+            made(x, memory, torch.ones(BATCH))
+        with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
+            made(x, other=memory)
+
+
+def test_arguments_that_a_subclass_or_a_hook_takes_reach_it() -> None:
+    class Masked(RelationalMemory):
+        def forward(  # type: ignore[override]
+            self, x: Tensor, hx: Tensor | None, mask: Tensor, scale: float = 1.0
+        ) -> Any:
+            return super().forward(x * scale, hx, lengths=mask.sum(1))
+
+    x, mask = inputs(), torch.ones(BATCH, STEPS, dtype=torch.bool)
+    made = Masked(8, 3, 4)
+    assert torch.equal(made(x, hx=None, mask=mask)[0], made(x, None, mask)[0])
+    assert torch.equal(made(x, None, mask, 2.0)[0], made(2 * x, None, mask=mask)[0])
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lengths'"):
+        made(x, None, mask, lengths=[1])
+    other = layer("sonnet", "auto")
+
+    def renamed(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {"memory": kwargs["hx"]}
+
+    other.register_forward_pre_hook(renamed, with_kwargs=True)
+    memory = inputs(BATCH, 3, 8)
+    assert torch.equal(other(x, hx=memory)[0], layer("sonnet", "auto")(x, memory)[0])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_lstms_state_is_no_memory(frozen: bool) -> None:
+    made, x, memory = layer("sonnet", "auto"), inputs(), inputs(BATCH, 3, 8)
+    cell = RelationalMemoryCell.from_spec(SPECS["sonnet"])
+    with torch.no_grad(), made.frozen_weights() if frozen else nullcontext(), cell.frozen_weights():
+        for _ in range(2):
+            made(x, memory), cell(x[:, 0], memory)
+        for call, start in ((made, x), (cell, x[:, 0]), (made, x[0])):
+            for state in ((memory, memory), [memory, memory], (memory,)):
+                with pytest.raises(TypeError) as raised:
+                    call(start, state)
+                assert re.search(r"^memory must be one tensor \[B, N, D\] = \[[14], 3, 8\], got a", str(raised.value))
+                assert "no cell state: pass the memory that the last call returned" in str(raised.value)
+        with pytest.raises(TypeError, match=r"got torch\.int64; lengths and resets are passed by name"):
+            made(x, torch.tensor([6, 4, 4, 1]))
+
+
+@pytest.mark.parametrize("head", ["concat", "mean"])
+def test_sizes_are_attributes(head: str) -> None:
+    for cls in (RelationalMemory, RelationalMemoryCell):
+        made = cls(8, 3, 4, 2, read_head=head)
+        assert (made.input_size, made.hidden_size) == (8, 3 * 8)
+        assert made.hidden_size == made.initial_memory(1).numel()
+        assert made.output_size == (24 if head == "concat" else 8)
+        nn.Linear(made.output_size, made.input_size)(made(inputs(4, 8))[0])
+        with pytest.raises(AttributeError):
+            made.hidden_size = 5  # type: ignore[misc]
 
 
 def test_changing_the_output_in_place_is_never_silent() -> None:

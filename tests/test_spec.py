@@ -75,9 +75,9 @@ def test_a_wrong_argument_is_named(name: str, value: Any, error: type[Exception]
 
 
 def test_arguments_that_do_not_fit_the_variant_are_refused() -> None:
-    with pytest.raises(ValueError, match="d_model takes a multiple of num_heads"):
+    with pytest.raises(ValueError, match="d_model must be a multiple of num_heads"):
         CellSpec.r2gen(3, 7, 2)
-    with pytest.raises(ValueError, match=r"dropout takes a probability"):
+    with pytest.raises(ValueError, match=r"dropout must be a probability"):
         CellSpec.r2gen(3, 8, dropout=1.0)
     for changes, name in (
         ({"input_rows": 2}, "input_rows"),

@@ -104,7 +104,7 @@ def test_every_preset_is_of_its_task(name: str) -> None:
             ["nth-farthest", "--config", "huge"],
             "config takes small or medium or paper for nth-farthest, got",
         ),
-        (["program-eval", "--kind", "poetry"], "kind takes one of 'all', 'addition'"),
+        (["program-eval", "--kind", "poetry"], "kind must be one of 'all', 'addition'"),
         (["babi", "--data", "/nowhere.tar.gz"], "/nowhere.tar.gz"),
         (["nth-farthest", "--head", "tied"], "head takes 'mlp' where a step is no token"),
         (["lm", "--model", "hmm"], "'hmm' is not one of 'rmc', 'lstm', 'gru', 'transformer'"),

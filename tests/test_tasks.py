@@ -384,7 +384,7 @@ def test_the_command_trains_and_leaves_its_files(model: str, tmp_path: Path) -> 
 def test_the_command_says_what_is_wrong_with_an_option() -> None:
     result = CliRunner().invoke(train, ["nth-farthest", "--objects", "1", "--threads", str(torch.get_num_threads())])
     assert result.exit_code == 2
-    assert "objects takes an int of at least 2" in " ".join(result.output.split())
+    assert "objects must be an int of at least 2" in " ".join(result.output.split())
 
 
 # -- the demo -----------------------------------------------------------------------------------------------------

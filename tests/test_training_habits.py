@@ -175,14 +175,17 @@ def test_chunks_of_both_batch_orders_and_their_errors() -> None:
     assert empty.shape == (BATCH, 0, 24)
     assert torch.equal(same, memory)
     for wrong, message in (
-        (lambda: checkpointed(made, x, chunk_steps=0), "chunk_steps takes an int of at least 1, got 0"),
-        (lambda: checkpointed(made, x[0], chunk_steps=2), "x takes a batched tensor of 3 axes"),
-        (lambda: checkpointed(nn.LSTM(8, 3), x, chunk_steps=2), "layer takes a RelationalMemory"),  # type: ignore[arg-type]
-        (lambda: checkpointed(made, x, chunk_steps=2, lengths=[6] * 4), "lengths takes an int32 or int64 tensor"),  # type: ignore[arg-type]
-        (lambda: checkpointed(made, x, chunk_steps=2, lengths=options["lengths"] - 1), "lengths takes values from 0"),
+        (lambda: checkpointed(made, x, chunk_steps=0), "chunk_steps must be an int of at least 1, got 0"),
+        (lambda: checkpointed(made, x[0], chunk_steps=2), r"x must be batched, \[B, T, 8\], got \[6, 8\]"),
+        (lambda: checkpointed(nn.LSTM(8, 3), x, chunk_steps=2), "layer must be a RelationalMemory"),  # type: ignore[arg-type]
+        (lambda: checkpointed(made, x, chunk_steps=2, lengths=[6.0] * 4), "lengths must be integers"),  # type: ignore[list-item]
+        (
+            lambda: checkpointed(made, x, chunk_steps=2, lengths=options["lengths"] - 1),
+            "lengths must be from 0 to T = 6, got one below",
+        ),
         (
             lambda: list(truncated(made, x, chunk_steps=2, resets=options["resets"][:, 1:])),
-            r"resets takes shape \(4, 6\)",
+            r"resets must be \[B, T\] = \[4, 6\], got \[4, 5\]",
         ),
     ):
         with pytest.raises((TypeError, ValueError), match=message):

@@ -46,7 +46,7 @@ def test_without_triton_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_triton_that_does_not_compile_the_kernels_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "__version__", "3.5.1")
     reason = TRITON.unavailable()
-    assert reason == "the kernels take triton 3.6 or newer, got 3.5.1"
+    assert reason == "triton must be 3.6 or newer, got 3.5.1"
     assert explain(SPECS["sonnet"], torch.zeros(1)).reasons["triton"] == reason
 
 

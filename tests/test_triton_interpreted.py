@@ -274,7 +274,7 @@ def test_auto_leaves_the_interpreter_alone() -> None:
     [
         (SPECS["l0sg"], torch.float32, "jointly"),
         (CellSpec.sonnet(3, tiles.MOST_ROWS + 1, 4), torch.float32, "attended rows"),
-        (SPECS["sonnet"], torch.float64, "float32, bfloat16 and float16 only"),
+        (SPECS["sonnet"], torch.float64, "x must be float32, bfloat16 or float16"),
     ],
 )
 def test_what_is_refused(spec: CellSpec, dtype: torch.dtype, reason: str) -> None:

@@ -275,7 +275,7 @@ def test_cases_survive_json() -> None:
         ("{", "takes JSON"),
         ("[]", 'under "spec"'),
         ('{"spec": {}}', "missing"),
-        ('{"spec": {"variant": "sonnet", "input_size": 1, "mem_slots": 1, "head_size": 0}}', "head_size takes"),
+        ('{"spec": {"variant": "sonnet", "input_size": 1, "mem_slots": 1, "head_size": 0}}', "head_size must be"),
         ('{"spec": {"variant": "sonnet", "input_size": 1, "mem_slots": 1, "head_size": 1}, "bach": 1}', "bach"),
         ('{"spec": {"variant": "sonnet", "input_size": 1, "mem_slots": 1, "head_size": 1}, "dtype": "int8"}', "dtype"),
         (
@@ -479,5 +479,5 @@ def test_random_cases_fill_the_time_budget(install: Callable[[ReferenceBackend],
 @pytest.mark.parametrize("name", ["backends", "variants", "dtypes", "devices"])
 def test_unknown_names_are_refused(name: str) -> None:
     wrong: dict[str, Any] = {name: ["abacus"]}
-    with pytest.raises(ValueError, match=f"{name} takes one of"):
+    with pytest.raises(ValueError, match=f"{name} must be one of"):
         run(**wrong)

@@ -20,11 +20,9 @@ class Backward {
   }
 
   void run(T* saved) {
-    Bump measure(nullptr);
-    Buffers sizes(*this);
-    bind(measure, sizes, saved != nullptr);
-    Bump bump(scratch(Scratch::kTask, measure.used()));
     Buffers b(*this);
+    const TaskScratch memory(TaskScratch::kTile, measured([&](Bump& bump) { bind(bump, b, saved != nullptr); }));
+    Bump bump(memory);
     bind(bump, b, saved != nullptr);
     frozen_tail(b);
     const int64_t last = tile_.end > 0 ? (tile_.end - 1) / plan_.chunk * plan_.chunk : -1;
@@ -43,7 +41,8 @@ class Backward {
     ChunkGradients<V> grads;
     Panels<V> candidate;
     T* activations = nullptr;
-    void* per_chunk = nullptr;
+    int64_t size = 0;  // of `activations`, in elements
+    Bump for_chunk;
     Panels<V> memory;  // its gradient, which goes on from chunk to chunk
     explicit Buffers(const Backward& f)
         : now(f.plan_, f.tile_.rows, true), inputs(f.plan_, f.tile_.rows.elements, true) {}
@@ -52,11 +51,12 @@ class Backward {
   void bind(Bump& bump, Buffers& b, bool saved) {
     b.attention.bind(bump, plan_);
     if (!saved) {
-      b.activations = bump.take<T>(Activations<V>::size(plan_, tile_.rows, true, steps_));
+      b.size = Activations<V>::size(plan_, tile_.rows, true, steps_);
+      b.activations = bump.take<T>(b.size);
       b.candidate = {bump, tile_.rows.live, plan_.Dp, steps_};
     }
     b.memory = {bump, tile_.rows.slots, plan_.Dp};
-    b.per_chunk = bump.take<T>(16);
+    b.for_chunk = bump;
     bind_chunk(bump, b, steps_);
   }
   void bind_chunk(Bump& bump, Buffers& b, int64_t count) {
@@ -88,15 +88,19 @@ class Backward {
   }
 
   void chunk(Buffers& b, int64_t t0, int64_t count, T* saved) {
-    Bump bump(b.per_chunk);
+    Bump bump = b.for_chunk;
     bind_chunk(bump, b, count);
     tile_.clock.start();
     b.inputs.compute(tile_, t0, count);
     tile_.clock.end(Phase::kInput);
     Step<V> step(tile_, b.inputs, b.attention);
     const int64_t step_size = Activations<V>::size(plan_, tile_.rows, true, 1);
-    b.now.bind(saved ? saved + t0 * step_size : b.activations, count);
-    if (!saved) recompute(b, step, t0, count);
+    if (saved) {
+      b.now.bind(saved + t0 * step_size, (tile_.in.steps - t0) * step_size, count);
+    } else {
+      b.now.bind(b.activations, b.size, count);
+      recompute(b, step, t0, count);
+    }
     for (int64_t i = 0; i < plan_.norm_gradient_size; i += V::W) V::zero().store(sums_ + i);
     StepBack<V> back(tile_, step, b.inputs, b.attention, sums_);
     for (int64_t s = count - 1; s >= 0; s--) {

@@ -12,6 +12,7 @@
 #include "common/interrupt.h"
 #include "common/parallel.h"
 #include "common/profile.h"
+#include "python/without_gil.h"
 
 namespace rmc {
 namespace {
@@ -55,8 +56,7 @@ py::dict read_profile() {
 
 // Whether a signal's handler raised; only Python's main thread runs handlers.
 bool signal_raised() {
-  py::gil_scoped_acquire gil;
-  return PyErr_CheckSignals() != 0;
+  return WithoutGil::with_gil([] { return PyErr_CheckSignals() != 0; });
 }
 
 }  // namespace
@@ -76,9 +76,10 @@ void register_cell(py::module_& m) {
       .def("backward", &Cell::backward);
   m.def("parallel_regions", &parallel_regions, "How many parallel regions were entered so far.");
   m.def("profile_enable", [](bool on) { profile().enabled = on; }, "Turns the phase timers on or off.");
-  m.def("time_steps", [](bool on) { profile().steps = on; }, "Turns the clock of `step_nanoseconds` on or off.");
+  m.def("time_calls", [](bool on) { profile().timed = on; }, "Turns the clock of `call_nanoseconds` on or off.");
   m.def(
-      "step_nanoseconds", [] { return profile().step_nanoseconds.load(); }, "Of the kernel in the latest bound step.");
+      "call_nanoseconds", [] { return profile().call_nanoseconds.exchange(0); },
+      "Wall time of the calls since it was last asked for, kernels and packing.");
   m.def("profile", &read_profile, "Nanoseconds of CPU time per phase since the last call, over all threads.");
   m.def(
       "vector_math",
@@ -89,7 +90,7 @@ void register_cell(py::module_& m) {
   m.def(
       "time_gemm",
       [](const std::string& isa, int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats) {
-        py::gil_scoped_release release;
+        const WithoutGil unlocked;
         return kernels(parse_isa(isa), Precision::kFloat32).gemm(rows, inputs, outputs, repeats);
       },
       "Least CPU seconds of one float32 product of the cell's GEMM.");

@@ -15,11 +15,12 @@ struct CellInputs {
   int64_t batch = 0, steps = 0;
   int threads = 1;
   const void* x = nullptr;       // [B, T, n, I]
-  const void* memory = nullptr;  // [B, N, D]
+  const void* memory = nullptr;  // [B, N, D]; [N, D] for all elements if `one_memory`
   const void* const* params = nullptr;
   const int64_t* lengths = nullptr;    // [B]
   const bool* resets = nullptr;        // [B, T]
-  const void* reset_memory = nullptr;  // [B, N, D]
+  const void* reset_memory = nullptr;  // as `memory`
+  bool one_memory = false, one_reset_memory = false;
   const void* dropout_mask = nullptr;  // [B, T, H, N, S]
   const void* packed = nullptr;        // packed weights to use instead of packing `params`
   void* memories = nullptr;            // [B, T, N, D]; written by forward, read by backward

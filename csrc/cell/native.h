@@ -13,7 +13,9 @@
 #include "cell/kernels.h"
 #include "cell/plan.h"
 #include "common/interrupt.h"
+#include "common/profile.h"
 #include "common/scratch.h"
+#include "python/without_gil.h"
 
 namespace rmc {
 
@@ -72,7 +74,7 @@ class Cell {
 
   std::unique_ptr<PackedWeights> pack(const std::vector<Address>& params, bool backward) const {
     check(params);
-    py::gil_scoped_release release;
+    const WithoutGil unlocked;
     return std::make_unique<PackedWeights>(plan_, params, backward);
   }
 
@@ -86,9 +88,9 @@ class Cell {
     without_gil([&] { kernels_.forward(*plan_, a.in); });
   }
 
-  // `forward` on pointers that were checked; `packed` may be null.
-  void run(CellInputs in, const PackedWeights* packed) const {
-    in.packed = packed ? packed->data_for(*plan_, false) : nullptr;
+  // `forward` on pointers that were checked.
+  void run(CellInputs in, const PackedWeights& packed) const {
+    in.packed = packed.data_for(*plan_, false);
     without_gil([&] { kernels_.forward(*plan_, in); });
   }
 
@@ -117,7 +119,8 @@ class Cell {
   template <class Function>
   static void without_gil(Function&& function) {
     try {
-      py::gil_scoped_release release;
+      const WithoutGil unlocked;
+      const CallClock clock;
       function();
     } catch (const Interrupted&) {
       throw py::error_already_set();

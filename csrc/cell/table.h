@@ -37,9 +37,8 @@ double time_gemm(int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats)
     return bump.take<T>(weights);
   };
   Panels<V> a, c;
-  Bump measure(nullptr);
-  bind(measure, a, c);
-  Bump bump(scratch(Scratch::kTask, measure.used()));
+  const TaskScratch memory(TaskScratch::kTile, measured([&](Bump& bump) { bind(bump, a, c); }));
+  Bump bump(memory);
   T* w = bind(bump, a, c);
   clear<T>(a.data, shape.count * a.stride());
   clear<T>(w, weights);

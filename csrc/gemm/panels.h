@@ -7,7 +7,7 @@
 #pragma once
 #include <cstdint>
 
-#include "common/scratch.h"
+#include "common/bump.h"
 
 namespace rmc {
 namespace RMC_ISA {

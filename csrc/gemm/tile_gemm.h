@@ -105,8 +105,11 @@ class TileOperands {
     int64_t panel, row;
   };
 
-  TileOperands(const Panels<V>& a, int64_t first, int64_t count) : a_(a), depth_((a.columns + kTileK - 1) / kTileK) {
-    words_ = static_cast<uint32_t*>(scratch(Scratch::kOperands, static_cast<size_t>(count * stride()) * 4));
+  TileOperands(const Panels<V>& a, int64_t first, int64_t count)
+      : a_(a),
+        depth_((a.columns + kTileK - 1) / kTileK),
+        memory_(TaskScratch::kOperands, static_cast<size_t>(count * stride()) * sizeof(uint32_t)),
+        words_(memory_.as<uint32_t>()) {
     for (int64_t p = 0; p < count; p++) split(first + p, p);
   }
 
@@ -146,6 +149,7 @@ class TileOperands {
 
   const Panels<V>& a_;
   int64_t depth_;
+  TaskScratch memory_;
   uint32_t* words_;
   std::vector<Place> extreme_;
 };

@@ -4,6 +4,7 @@
 #include "machine/ceilings.h"
 #include "machine/features.h"
 #include "machine/isa.h"
+#include "python/without_gil.h"
 
 namespace py = pybind11;
 
@@ -29,7 +30,7 @@ double peak_fma_named(double seconds, const std::string& isa) {
 }  // namespace
 
 void register_machine(py::module_& module) {
-  const py::call_guard<py::gil_scoped_release> unlocked;
+  const py::call_guard<WithoutGil> unlocked;
   module.def("cpu_features", &features);
   module.def("isas", &isas);
   module.def("peak_fma", &peak_fma_named, py::arg("seconds") = 0.2, py::arg("isa") = "", unlocked);

@@ -28,6 +28,7 @@ from rmc_kernels.backends.plain import PLAIN_TYPES
 from rmc_kernels.compat import mapping
 from rmc_kernels.compat.mapping import LEAVES
 from rmc_kernels.functional import compute_dtype, memory_dtype, relational_memory
+from rmc_kernels.leaf import LeafModule
 from rmc_kernels.module import weight
 from rmc_kernels.spec import LAYER_NORM_EPS, CellSpec
 
@@ -57,7 +58,7 @@ def part(path: str, kind: type[nn.Module], layer: str = "") -> Part:
     return Part(tuple(path.split(".")), kind, parameters)
 
 
-class Port(nn.Module):
+class Port(LeafModule):
     """Base of the drop-in classes; holds the spec and the backend, and runs the sequence.
 
     A subclass registers the original's modules in the original's order, so that state_dicts, optimizer states (which go

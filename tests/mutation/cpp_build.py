@@ -27,15 +27,14 @@ _FLAGS = (
     "-D__SANITIZE_ADDRESS__",
 )  # fmt: skip
 _SOURCES = (
-    "cell/bind_bound_cell.cpp", "cell/bind_cell.cpp", "cell/kernels.cpp", "cell/plan.cpp", "common/interrupt.cpp",
-    "common/parallel.cpp", "common/profile.cpp", "machine/features.cpp", "machine/isa.cpp",
+    "cell/bind_cell.cpp", "cell/kernels.cpp", "cell/plan.cpp", "common/bump.cpp", "common/interrupt.cpp",
+    "common/parallel.cpp", "common/profile.cpp", "machine/features.cpp", "machine/isa.cpp", "python/without_gil.cpp",
 )  # fmt: skip
 _BINDING = """
 #include "bindings.h"
 #include "watched.h"
 PYBIND11_MODULE(_C, module) {
   rmc::register_cell(module);
-  rmc::register_bound_cell(module);
   module.def("touched", rmc::touched);
 }
 """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import CellSpec, backends
-from rmc_kernels.backends import Call, cpu
+from rmc_kernels.backends import Call, cpu, weights
 from tests.cases import SPECS, VARIANTS, Case, draw
 from tests.mutation.judges import (
     OPTIONS,
@@ -92,7 +92,7 @@ def cpp(backend: backends.Backend, vectors: Sequence[Vector]) -> None:
         case, exact = by_name[name]
         turned = {key: value.mT.contiguous().mT for key, value in case.params.items() if value.dim() == 2}
         frozen = replace(case, params=case.params | turned)  # packed weights are all that can be read
-        with cpu.frozen_weights(frozen.call().params):
+        with weights.frozen_weights(frozen.call().params):
             compare_all(outcome(watched, frozen, False), exact, f"frozen weights, {name}")
     for wanted in ("x", "memory", "blocks.0.qkv.weight"):
         compare_all(outcome(watched, case, False, {wanted}), exact, f"{wanted} alone")

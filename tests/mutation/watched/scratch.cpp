@@ -67,7 +67,7 @@ struct Buffer {
   }
 };
 
-thread_local Buffer buffers[4];
+thread_local Buffer buffers[TaskScratch::kOperands + 1];
 
 }  // namespace
 
@@ -92,10 +92,9 @@ int64_t touched() {
   return std::exchange(found, 0);
 }
 
-void* scratch(Scratch use, size_t bytes) { return buffers[static_cast<int>(use)].need(bytes); }
+ScratchBlock::ScratchBlock(int kind, size_t size)
+    : kind_(kind), size_(size), data_(size ? buffers[kind].need(size) : nullptr) {}
+ScratchBlock::~ScratchBlock() = default;
 void prefer_huge_pages(void*, size_t) {}
-void release_scratch() {}
-FreshScratch::FreshScratch() : held_() {}
-FreshScratch::~FreshScratch() = default;
 
 }  // namespace rmc
