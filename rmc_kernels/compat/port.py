@@ -193,7 +193,7 @@ class Port(LeafModule):
             "1.2 to 4 times as long at batch size 16, and 4 to 17 times at 1. To use the fused kernels again, merge "
             "adapters and remove hooks; from_module converts a module that computes the same",
             RuntimeWarning,
-            stacklevel=7,  # the caller of a module
+            stacklevel=8,  # the caller of a module
         )
 
     # -- Arguments ------------------------------------------------------------------------------------------------
