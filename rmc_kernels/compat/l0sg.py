@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from rmc_kernels import errors
 from rmc_kernels.backends.plain import PLAIN_TYPES
@@ -17,10 +18,13 @@ from rmc_kernels.compat.port import (
     Part,
     Port,
     attribute,
+    children,
+    forwards,
     in_computed_dtype,
     narrowed,
     part,
     refuse_quantized,
+    unusual_parameter,
     weights,
     widened,
 )
@@ -156,7 +160,7 @@ class RelationalMemory(Port):
             TypeError, ValueError: naming the argument, what it must be and what it got; quantised modules, and
                 parameters of another shape than the constructor's.
         """
-        outputs, final = self._sequence(inputs, self.repackage_hidden(memory))
+        outputs, final = self._run_sequence(inputs, self.repackage_hidden(memory))
         return outputs.transpose(0, 1).flatten(0, 1) if self.return_all_outputs else outputs[:, -1], final
 
     def forward_step(
@@ -177,12 +181,14 @@ class RelationalMemory(Port):
         if treat_input_as_matrix and (inputs.dim() < 3 or inputs.shape[1] != 1):
             raise ValueError(f"inputs must be one row a step, [B, 1, {self.input_size}]; got {tuple(inputs.shape)}")
         if self._is_stock(self._STEP_METHODS):
-            x = self._rows("inputs", inputs, 1, self.spec.input_size)
-            outputs, final = self._run(x[:, None], memory)
+            x = self._checked_rows("inputs", inputs, 1, self.spec.input_size)
+            outputs, final = self._run_kernel(x[:, None], memory)
             output = outputs[:, 0]
         else:
-            x = self._rows("inputs", inputs, 1, self._features())
-            output, final = self._step(x[:, None] if treat_input_as_matrix else x, self._memory(memory, x))
+            x = self._checked_rows("inputs", inputs, 1, self._input_features())
+            output, final = self._step_by_modules(
+                x[:, None] if treat_input_as_matrix else x, self._checked_memory(memory, x)
+            )
             output = in_computed_dtype(output, x)
         # An overriding forward_step goes on in the dtype of its modules, as in the original.
         return output, final.to(memory.dtype) if self._overrides("forward_step") else final
@@ -226,6 +232,7 @@ class RelationalMemory(Port):
     }
     _METHODS: ClassVar[Mapping[str, Callable[..., Any]]] = {"forward_step": forward_step, **_STEP_METHODS}
 
+    _FORWARDS = forwards(nn.Linear, nn.LayerNorm)
     _CONTENTS = frozenset(each.path[0] for each in _GATED) | frozenset(_BIASES)
 
     def initial_state(self, batch_size: int, trainable: bool = False) -> Tensor:
@@ -248,11 +255,11 @@ class RelationalMemory(Port):
         """`N * D`."""
         return self.mem_slots * self.mem_size
 
-    def _sequence(self, inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def _run_sequence(self, inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs [B, T, N * D] and the last memory."""
         if self._is_stock(self._METHODS):
-            x = _at_least_one_step(self._rows("inputs", inputs, 2, self.spec.input_size))
-            return self._run(x, memory)
+            x = _at_least_one_step(self._checked_rows("inputs", inputs, 2, self.spec.input_size))
+            return self._run_kernel(x, memory)
         outputs = []
         if self._overrides("forward_step"):  # which may take other inputs and memories
             x = _at_least_one_step(errors.is_tensor("inputs", inputs, "a tensor [B, T, ...]"))
@@ -261,14 +268,14 @@ class RelationalMemory(Port):
                 output, memory = self.forward_step(x[:, t], memory)
                 outputs.append(output)
             return torch.stack(outputs, 1), widened(memory)
-        x = _at_least_one_step(self._rows("inputs", inputs, 2, self._features()))
-        memory = self._memory(memory, x)
+        x = _at_least_one_step(self._checked_rows("inputs", inputs, 2, self._input_features()))
+        memory = self._checked_memory(memory, x)
         for t in range(x.shape[1]):
-            output, memory = self._step(x[:, t], memory)
+            output, memory = self._step_by_modules(x[:, t], memory)
             outputs.append(output)
         return in_computed_dtype(torch.stack(outputs, 1), x), memory
 
-    def _step(self, inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def _step_by_modules(self, inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """One step by the methods: output [B, N * D] and memory [B, N, D] in the dtype of `memory`."""
         rows = self.input_projector(inputs)
         rows = rows if inputs.dim() == 3 else rows[:, None]
@@ -279,7 +286,7 @@ class RelationalMemory(Port):
             following = input_gate * torch.tanh(following) + forget_gate * memory
         return following.flatten(1), following
 
-    def _features(self) -> int | None:
+    def _input_features(self) -> int | None:
         """How many features the input projection takes; None where another module than a Linear does not say."""
         return getattr(self.input_projector, "in_features", None)
 
@@ -315,7 +322,7 @@ class RelationalMemory(Port):
         )  # fmt: skip
 
     @classmethod
-    def _sizes(cls, spec: CellSpec) -> dict[str, Any]:
+    def _original_sizes(cls, spec: CellSpec) -> dict[str, Any]:
         """See `Port`."""
         return {
             "mem_slots": spec.mem_slots, "head_size": spec.head_size, "num_heads": spec.num_heads,
@@ -326,32 +333,39 @@ class RelationalMemory(Port):
             "input_size": spec.input_size, "num_gates": 2 * spec.gate_size, "return_all_outputs": False,
         }  # fmt: skip
 
-    def _parts(self) -> Sequence[Part]:
+    def _stock_parts(self) -> Sequence[Part]:
         """See `Port`."""
         return _UNGATED if self.spec.gate_style is None else _GATED
 
-    def _changed(self) -> list[str]:
+    def _changed_sizes(self) -> list[str]:
         """See `Port`."""
         spec, found = self.spec, []
+        if (self.mem_slots, self.mem_size) != (spec.mem_slots, spec.mem_size):
+            raise ValueError(
+                f"(mem_slots, mem_size) must stay {(spec.mem_slots, spec.mem_size)}, as when the class was made, got "
+                f"{(self.mem_slots, self.mem_size)}: make a new one, and load the state_dict of this one"
+            )
         ours = (spec.num_heads, spec.num_blocks, spec.gate_style, spec.key_size, spec.head_size)
         now = (self.num_heads, self.num_blocks, self.gate_style, self.key_size, self.value_size)
         if now != ours:
             found.append(f"(num_heads, num_blocks, gate_style, key_size, value_size) is {now}, not {ours}")
         if spec.gate_style is not None:
             for name in _BIASES:
-                value = self._parameters.get(name)
-                if type(value) not in PLAIN_TYPES and not isinstance(self.__dict__.get(name), Tensor):
-                    found.append(f"{name} is not a parameter")
-        layers = self._modules["attention_mlp"]
+                if type(self._parameters.get(name)) in PLAIN_TYPES:
+                    continue
+                if is_parametrized(self, name) or unusual_parameter(self, name):
+                    found.append(f"{name} is not a parameter of its own")
+        layers = children(self).get("attention_mlp")
         if type(layers) is not nn.ModuleList:
             return found
-        first = layers._modules.get("0")
-        for index, layer in layers._modules.items():
+        held = children(layers)
+        first = held.get("0")
+        for index, layer in held.items():
             if layer is not first:
                 refuse_quantized(layer, f"attention_mlp.{index}")
                 found.append(f"attention_mlp.{index} is not attention_mlp.0")
-        if len(layers._modules) != spec.attention_mlp_layers:
-            found.append(f"attention_mlp holds {len(layers)} modules, not {spec.attention_mlp_layers}")
+        if len(held) != spec.attention_mlp_layers:
+            found.append(f"attention_mlp holds {len(held)} modules, not {spec.attention_mlp_layers}")
         return found
 
     def _refuse_other_shapes(self) -> None:
@@ -362,16 +376,16 @@ class RelationalMemory(Port):
             if isinstance(value, Tensor) and value.shape:
                 raise ValueError(f"{name} must be of shape (), got {tuple(value.shape)}")
 
-    def _weights(self) -> dict[str, Tensor]:
+    def _spec_parameters(self) -> dict[str, Tensor]:
         """See `Port`."""
-        held: dict[str, Any] = self._modules
+        held: dict[str, Any] = children(self)
         owners = {
             "input_projection": held["input_projector"],
             "blocks.0.qkv": held["qkv_projector"],
             "blocks.0.qkv_norm": held["qkv_layernorm"],
             "blocks.0.attention_norm": held["attended_memory_layernorm"],
             "blocks.0.mlp_norm": held["attended_memory_layernorm2"],
-            "mlp.0": held["attention_mlp"]._modules["0"],
+            "mlp.0": children(held["attention_mlp"])["0"],
         }
         if self.spec.gate_style is None:
             return weights(owners)

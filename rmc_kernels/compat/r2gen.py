@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from rmc_kernels import errors
 from rmc_kernels.compat import conversion, mapping
 from rmc_kernels.compat.mapping import LEAVES, Array, Entry, Layer
-from rmc_kernels.compat.port import Part, Port, attribute, in_computed_dtype, narrowed, part, weights
+from rmc_kernels.compat.port import (
+    Part,
+    Port,
+    attribute,
+    children,
+    forwards,
+    in_computed_dtype,
+    narrowed,
+    part,
+    weights,
+)
 from rmc_kernels.functional import attention_dropout
 from rmc_kernels.spec import CellSpec
 
@@ -37,6 +47,8 @@ class MultiHeadedAttention(nn.Module):
 
     def __init__(self, h: int, d_model: int, dropout: float = 0.1) -> None:
         super().__init__()
+        if d_model % h:
+            raise ValueError(f"d_model must be a multiple of h ({h}), got {d_model}")
         self.h, self.d_k = h, d_model // h
         projection = nn.Linear(d_model, d_model)
         self.linears = nn.ModuleList([copy.deepcopy(projection) for _ in range(4)])
@@ -59,7 +71,8 @@ class MultiHeadedAttention(nn.Module):
         return output
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "attn": None}  # torch copies no tensor with a history
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "attn": None}  # torch copies no tensor with a history
 
 
 #: Its name in pickles of the first versions, where it held modules only.
@@ -129,7 +142,7 @@ class RelationalMemory(Port):
                 parameters of another shape than the constructor's.
         """
         if self._is_stock(self._METHODS):
-            return self._fused(self._rows("inputs", inputs, 2, self.spec.input_size), memory)
+            return self._run_steps(self._checked_rows("inputs", inputs, 2, self.spec.input_size), memory)
         outputs = []
         if self._overrides("forward_step"):  # which may take other inputs and memories
             memory = narrowed(memory, errors.is_tensor("inputs", inputs, "a tensor [B, T, ...]"))
@@ -137,10 +150,10 @@ class RelationalMemory(Port):
                 memory = self.forward_step(inputs[:, t], memory)
                 outputs.append(memory)
         else:
-            inputs = self._rows("inputs", inputs, 2, self.spec.input_size)
-            memory = self._memory(self._unflattened(memory), inputs)
+            inputs = self._checked_rows("inputs", inputs, 2, self.spec.input_size)
+            memory = self._checked_memory(self._unflattened(memory), inputs)
             for t in range(inputs.shape[1]):
-                memory = self._step(inputs[:, t], memory)
+                memory = self._step_by_modules(inputs[:, t], memory)
                 outputs.append(in_computed_dtype(memory.flatten(1), inputs))
         if not outputs:
             return inputs.new_empty(inputs.shape[0], 0, self.num_slots * self.d_model)
@@ -148,13 +161,14 @@ class RelationalMemory(Port):
 
     def forward_step(self, input: Tensor, memory: Tensor) -> Tensor:
         """One step: input [B, D] and memory, [B, N * D] or [B, N, D], give the next memory, [B, N * D]."""
-        row = self._rows("input", input, 1, self.spec.input_size)
+        row = self._checked_rows("input", input, 1, self.spec.input_size)
         if self._is_stock({}):
-            return self._fused(row[:, None], memory)[:, 0]
-        following = self._step(row, self._memory(self._unflattened(memory), row))
+            return self._run_steps(row[:, None], memory)[:, 0]
+        following = self._step_by_modules(row, self._checked_memory(self._unflattened(memory), row))
         return in_computed_dtype(following.flatten(1), row)
 
     _METHODS: ClassVar[Mapping[str, Callable[..., Any]]] = {"forward_step": forward_step}
+    _FORWARDS = forwards(nn.Linear, nn.ReLU, nn.Dropout, nn.Sequential, MultiHeadedAttention)
     _CONTENTS = frozenset({"attn", "mlp", "W", "U"})
 
     def init_memory(self, batch_size: int) -> Tensor:
@@ -168,15 +182,16 @@ class RelationalMemory(Port):
             for name, value in (("h", self.num_heads), ("d_k", self.spec.head_size), ("attn", None)):
                 self.attn.__dict__.setdefault(name, value)
 
-    def _fused(self, x: Tensor, memory: Tensor) -> Tensor:
+    def _run_steps(self, x: Tensor, memory: Tensor) -> Tensor:
         """The memory after every step, [B, T, N * D], by a backend."""
-        if self.attn.attn is not None:
-            self.attn.attn = None  # of an earlier call
-        dropout = self.attn.dropout
+        attention = self.attn
+        if attention.attn is not None:
+            attention.attn = None  # of an earlier call
+        dropout = attention.dropout
         mask = attention_dropout(x, self.spec, dropout.p) if dropout.training and dropout.p else None
-        return self._run(x, self._unflattened(memory), mask)[0]
+        return self._run_kernel(x, self._unflattened(memory), mask)[0]
 
-    def _step(self, x: Tensor, memory: Tensor) -> Tensor:
+    def _step_by_modules(self, x: Tensor, memory: Tensor) -> Tensor:
         """One step by the modules: x [B, D] and memory [B, N, D] give the next memory, in the dtype of `memory`."""
         slots = memory.to(x.dtype)  # the modules' dtype
         rows = torch.cat([slots, x[:, None]], 1)
@@ -213,36 +228,40 @@ class RelationalMemory(Port):
         return made
 
     @classmethod
-    def _sizes(cls, spec: CellSpec) -> dict[str, Any]:
+    def _original_sizes(cls, spec: CellSpec) -> dict[str, Any]:
         """See `Port`."""
         return {"num_slots": spec.mem_slots, "d_model": spec.mem_size, "num_heads": spec.num_heads}
 
-    def _parts(self) -> Sequence[Part]:
+    def _stock_parts(self) -> Sequence[Part]:
         """See `Port`."""
         return _PARTS
 
-    def _changed(self) -> list[str]:
+    def _changed_sizes(self) -> list[str]:
         """See `Port`."""
         spec, found = self.spec, []
-        attention, mlp = self._modules["attn"], self._modules["mlp"]
-        if self.d_model != spec.mem_size:
-            found.append(f"d_model is {self.d_model}, not {spec.mem_size}")
+        if (self.num_slots, self.d_model) != (spec.mem_slots, spec.mem_size):
+            raise ValueError(
+                f"(num_slots, d_model) must stay {(spec.mem_slots, spec.mem_size)}, as when the class was made, got "
+                f"{(self.num_slots, self.d_model)}: make a new one, and load the state_dict of this one"
+            )
+        attention, mlp = children(self).get("attn"), children(self).get("mlp")
         if type(attention) is MultiHeadedAttention:
             if (attention.h, attention.d_k) != (spec.num_heads, spec.head_size):
                 found.append(
                     f"attn has {attention.h} heads of {attention.d_k}, not {spec.num_heads} of {spec.head_size}"
                 )
-            linears = attention._modules["linears"]
-            if type(linears) is nn.ModuleList and len(linears._modules) != 4:
+            linears = children(attention).get("linears")
+            if type(linears) is nn.ModuleList and len(children(linears)) != 4:
                 found.append(f"attn.linears holds {len(linears)} modules, not 4")
-        if type(mlp) is nn.Sequential and len(mlp._modules) != 4:
+        if type(mlp) is nn.Sequential and len(children(mlp)) != 4:
             found.append(f"mlp holds {len(mlp)} modules, not 4")
         return found
 
-    def _weights(self) -> dict[str, Tensor]:
+    def _spec_parameters(self) -> dict[str, Tensor]:
         """See `Port`."""
-        held: dict[str, Any] = self._modules
-        linears, mlp = held["attn"]._modules["linears"]._modules, held["mlp"]._modules
+        held: dict[str, Any] = children(self)
+        linears: dict[str, Any] = children(children(held["attn"])["linears"])  # type: ignore[arg-type]
+        mlp: dict[str, Any] = children(held["mlp"])
         found = weights(
             {
                 "blocks.0.output": linears["3"],

@@ -31,7 +31,7 @@ class RelationalMemory(l0sg.RelationalMemory):
         Raises:
             TypeError, ValueError: naming the argument, what it must be and what it got; as in `compat.l0sg`.
         """
-        outputs, final = self._sequence(inputs, memory)
+        outputs, final = self._run_sequence(inputs, memory)
         return outputs if self.return_all_outputs else outputs[:, -1:], final
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rmc_kernels.backends import BACKENDS
+from rmc_kernels.backends.cpu import CpuBackend
 from tests.compat_cases import (
     EVERY,
     arguments,
@@ -46,13 +48,21 @@ class Net(nn.Module):
         return self.head(found if self.name == "r2gen" else found[0])  # type: ignore[no-any-return]
 
 
-@pytest.mark.feature("compat: LoRA by peft, as on the original", backend="reference", variant="l0sg")
-@EVERY
-def test_lora(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+LORA = [
+    pytest.param(name, marks=pytest.mark.feature("compat: LoRA (peft), as on the original", variant=variant))
+    for name, variant in (("l0sg", "l0sg"), ("textgan", "l0sg"), ("r2gen", "r2gen"))
+]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", LORA)
+def test_lora(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from peft import LoraConfig, get_peft_model
 
     nets = []
+    monkeypatch.setitem(BACKENDS, "cpu", CpuBackend(test_double=True))
     for core in pair(name):
+        core.backend = backend
         torch.manual_seed(5)
         net = Net(core, name)
         config = LoraConfig(r=2, target_modules=TARGETS[name], init_lora_weights=False)
@@ -363,6 +373,14 @@ def test_other_shapes(name: str, path: str, made: Any, leaf: str, needed: str, g
         ours(x, memory)
     with pytest.raises(ValueError, match=message):
         type(ours).__mro__[int(stepping)].forward_step(ours, x[:, 0], memory)  # type: ignore[attr-defined]
+
+
+@EVERY
+def test_other_sizes(name: str) -> None:
+    ours = pair(name)[0]
+    setattr(ours, "num_slots" if name == "r2gen" else "mem_slots", 4)
+    with pytest.raises(ValueError, match=r"must stay \(3, 8\), as when the class was made, got \(4, 8\): make a new"):
+        ours(*arguments(ours))
 
 
 @pytest.mark.parametrize("edit", [None, "hook", "lora"])

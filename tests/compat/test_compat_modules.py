@@ -356,6 +356,31 @@ def test_a_patched_class_of_torch_counts(name: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(nn.Linear, "forward", lambda self, input: 0.5 * original(self, input))
     with told("torch.nn.Linear.forward was replaced"):
         agree(ours, theirs)
+    if name == "r2gen":
+        monkeypatch.undo()
+        ours = copy.deepcopy(ours)
+        attend = r2gen.MultiHeadedAttention.forward
+        monkeypatch.setattr(r2gen.MultiHeadedAttention, "forward", lambda *args: 2 * attend(*args))
+        theirs.attn.register_forward_hook(lambda _module, _args, output: 2 * output)
+        with told("rmc_kernels.compat.r2gen.MultiHeadedAttention.forward was replaced"):
+            agree(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("l0sg", "input_projector"), ("l0sg", "attention_mlp"), ("r2gen", "attn"), ("r2gen", "mlp")]
+)
+def test_what_is_no_module_counts(name: str, path: str) -> None:
+    """A function in the place of a module."""
+    ours, theirs = pair(name)
+    for model in (ours, theirs):
+        module = getattr(model, path)
+        delattr(model, path)
+        if path == "attention_mlp":
+            vars(model)[path] = [lambda rows, of=module[0]: of(rows).tanh()]
+        else:
+            vars(model)[path] = lambda *args, of=module: of(*args).tanh()
+    with told(f"{path} is not a module"):
+        agree(ours, theirs)
 
 
 class Scaled(nn.Parameter):
@@ -543,9 +568,15 @@ def test_attention_weights_are_never_those_of_an_earlier_call() -> None:
 # -- What stays fused ---------------------------------------------------------------------------------------------
 
 
+def _as_buffer(module: nn.Module) -> None:
+    value = module._parameters.pop("weight")
+    module.register_buffer("weight", value)
+
+
 FUSED: dict[str, Edit] = {
     "stock": lambda model: None,
     "frozen": lambda model: model.requires_grad_(False),
+    "buffers": lambda model: [*map(_as_buffer, linears(model))],
     "pruned": lambda model: [
         prune.random_unstructured(part, leaf, 0.5) for part in linears(model) for leaf in ("weight", "bias")
     ],
@@ -571,7 +602,7 @@ def test_what_stays_fused(case: str, name: str, monkeypatch: pytest.MonkeyPatch)
             warnings.simplefilter("ignore", FutureWarning)  # the older norms
             FUSED[case](model)
     with fused(monkeypatch, calls=1):
-        if case == "frozen":
+        if case in ("frozen", "buffers"):
             torch.testing.assert_close(ours(*arguments(ours)), theirs(*arguments(ours)), rtol=1e-9, atol=1e-10)
         else:
             agree(ours, theirs)
@@ -591,6 +622,20 @@ def test_spectral_norm_refines_its_estimate_at_each_step_of_training(name: str, 
     with told("has a hook or a parametrization whose result may change from call to call"):
         agree(ours, theirs)
     agree(ours.eval(), theirs.eval())
+
+
+@EVERY
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_drop_ins_are_fused(name: str, strict: bool) -> None:
+    """torch.export puts proxies of other classes in the place of modules; no step is unrolled, since T may be any."""
+    model = pair(name)[0].float()
+    x, memory = arguments(model, dtype=torch.float32)
+    sizes = {0: torch.export.Dim("B", min=2), 1: torch.export.Dim("T", min=2)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        program = torch.export.export(model, (x, memory), dynamic_shapes=(sizes, {0: sizes[0]}), strict=strict)
+    more = arguments(model, 5, 7, dtype=torch.float32)
+    torch.testing.assert_close(program.module()(*more), model(*more))
 
 
 @EVERY

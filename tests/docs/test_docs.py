@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rmc_kernels.compat import l0sg, r2gen
-from tests import golden
+from tests import golden, originals
 from tests.compatibility import Results
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +43,12 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
+def _module(**contents: Any) -> ModuleType:
+    made = ModuleType("of the original")
+    vars(made).update(contents)
+    return made
+
+
 def _gradients(model: nn.Module) -> list[Tensor]:
     return [value.grad for value in model.parameters() if value.grad is not None]
 
@@ -59,6 +66,15 @@ def test_from_l0sg(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = _run(blocks["the layer"], after)
     first, _ = after["core"](names["batches"][0], after["core"].initial_state(3))
     assert torch.equal(layer["outputs"].transpose(0, 1).flatten(0, 1), first)
+    monkeypatch.setitem(sys.modules, "relational_rnn_general", _module(RelationalMemory=originals.L0SG))
+    converted = _run(blocks["convert"], after)
+    after["core"].return_all_outputs = False
+    arguments = (names["batches"][0], after["core"].initial_state(3))
+    torch.testing.assert_close(converted["converted"](*arguments), after["core"](*arguments))
+    with pytest.warns(RuntimeWarning, match="Sharper runs step by step in PyTorch"):
+        sharper = _run(blocks["an override"], after)
+    sharper["sharper"].load_state_dict(after["core"].state_dict())
+    assert not torch.allclose(sharper["sharper"](*arguments)[0], after["core"](*arguments)[0])
 
 
 def test_from_r2gen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +86,11 @@ def test_from_r2gen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(before["memory"], after["memory"])
     steps = _run(blocks["step by step"], after)
     assert torch.equal(steps["memory"], after["memory"])
+    monkeypatch.setitem(sys.modules, "modules.encoder_decoder", _module(RelationalMemory=originals.R2Gen))
+    converted = _run(blocks["convert"], after)["converted"].eval()
+    torch.testing.assert_close(converted(names["embedded"], converted.init_memory(2)), after["memory"])
+    with pytest.warns(RuntimeWarning, match="Noisy runs step by step in PyTorch"):
+        assert _run(blocks["an override"], after)["memory"].shape == after["memory"].shape
     layer = _run(blocks["the layer"], after)
     torch.testing.assert_close(layer["memory"], after["memory"])
     assert layer["attention"].shape == (2, 5, 1, 4, 3, 4)
