@@ -20,12 +20,16 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 
+#: As rmc_kernels/backends/extension.py has it.
+REBUILD = "pip install --no-cache-dir --force-reinstall --no-deps ."
 NOTICE = """
 ================================================================================================
 rmc_kernels: the C++ extension was NOT built, because
     {reason}
 The package works without it: the fused CPU backend is off, PyTorch and Triton backends are not
-affected. To get it, install a C++17 compiler and reinstall with `pip install -v`.
+affected. To get it, install a C++17 compiler and run, in a checkout of rmc_kernels,
+    {rebuild}
+since pip keeps the wheel without it in its cache. `-v` shows the compiler's messages.
 ================================================================================================
 """
 
@@ -43,7 +47,7 @@ class BuildExtension(build_ext):
             # A stale binary beside newer sources would be worse than none.
             target.unlink(missing_ok=True)
             (ROOT / "rmc_kernels" / target.name).unlink(missing_ok=True)
-            print(NOTICE.format(reason=_reason(error)), file=sys.stderr, flush=True)
+            print(NOTICE.format(reason=_reason(error), rebuild=REBUILD), file=sys.stderr, flush=True)
 
     def _run_cmake(self, target: Path) -> None:
         import pybind11
@@ -87,13 +91,7 @@ def _reason(error: Exception) -> str:
 
 
 setup(
-    # benchmarks/ is at the top of the repository for its readers, and a subpackage for `rmc bench` in a wheel.
-    packages=[
-        *find_packages(include=["rmc_kernels", "rmc_kernels.*"]),
-        "rmc_kernels.benchmarks",
-        "rmc_kernels.benchmarks.gpu",
-    ],
-    package_dir={"rmc_kernels.benchmarks": "benchmarks"},
+    packages=find_packages(include=["rmc_kernels", "rmc_kernels.*"]),
     ext_modules=[Extension("rmc_kernels._C", sources=[], optional=True)],
     cmdclass={"build_ext": BuildExtension},
 )

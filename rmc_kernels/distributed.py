@@ -26,7 +26,7 @@ def replicate_scalars(module: nn.Module, group: dist.ProcessGroup | None = None)
         The 0-d parameters.
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module takes an nn.Module, got {errors.describe(module)}")
+        raise TypeError(f"module must be an nn.Module, got {errors.describe(module)}")
 
     def average(parameter: Tensor) -> None:
         assert parameter.grad is not None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from dataclasses import replace
+from typing import TypeAlias, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +19,10 @@ from rmc_kernels.backends.reference import unroll as reference_unroll
 from rmc_kernels.spec import CellSpec
 
 DTYPES = (torch.float32, torch.float64, *HALF_TYPES)
+#: Of lengths.
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 RECOMPUTE = ("full", "none")
+Lengths: TypeAlias = Tensor | Sequence[int]
 
 
 def relational_memory(
@@ -25,7 +31,7 @@ def relational_memory(
     params: Mapping[str, Tensor],
     spec: CellSpec,
     *,
-    lengths: Tensor | None = None,
+    lengths: Lengths | None = None,
     resets: Tensor | None = None,
     reset_memory: Tensor | None = None,
     dropout_mask: Tensor | None = None,
@@ -41,14 +47,15 @@ def relational_memory(
         params: name -> tensor for every name in `spec.parameter_shapes`, of that shape (Linear weights are
             [out, in]) and of x's dtype; l0sg's 0-d biases may be of another.
         spec: the cell.
-        lengths: [B] int32 or int64, 0 <= length <= T, or None for T everywhere. From step `lengths[b]` on, element b's
-            memory is frozen. Values are checked for CPU tensors and clamped on other devices.
+        lengths: [B] integers, 0 <= length <= T, as `pack_padded_sequence` takes them: a tensor (on any device), a list
+            or an array; or None for T everywhere. From step `lengths[b]` on, element b's memory is frozen. Values are
+            checked, but for tensors on other devices than the CPU, which are clamped.
         resets: [B, T] bool, or None. Before such a step the element's memory is replaced by its `reset_memory`.
             Resets past the length are ignored.
         reset_memory: [B, N, D], or [N, D] for every element alike; needed with `resets`, refused without.
         dropout_mask: [B, T, H, N, S] factors by which the attention weights are multiplied, of x's dtype, or None.
             For one-block cells other than l0sg. It gets a gradient by the reference only.
-        backend: "auto", "triton", "cpu" or "reference"; `explain` tells what "auto" takes.
+        backend: "auto", "triton", "cpu" or "reference"; `explain` tells what "auto" chooses.
         recompute: what a fused backend keeps for its backward pass: "full" keeps only the memories and computes each
             step again, "none" keeps the activations too. The reference ignores it.
 
@@ -61,42 +68,44 @@ def relational_memory(
         at once.
 
     Raises:
-        TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
+        TypeError, ValueError: before anything is computed, naming the argument, what it must be and what it got.
     """
     if not isinstance(spec, CellSpec):
-        raise TypeError(f"spec takes a CellSpec, got {errors.describe(spec)}")
+        raise TypeError(f"spec must be a CellSpec, got {errors.describe(spec)}")
     errors.one_of("recompute", recompute, RECOMPUTE)
-    options = Options(lengths, resets, reset_memory, dropout_mask)
-    call, context = prepare(x, memory, params, spec, options)
+    values = _parameter_list(params, spec)
+    _check_input(x, spec)
+    call, context = prepare(spec, x, memory, values, lengths, resets, reset_memory, dropout_mask)
+    with context:
+        memories = run(spec, call, backend, recompute)
+    return memories, final_memory(memories, call)
+
+
+def run(spec: CellSpec, call: Call, backend: str, recompute: str) -> Tensor:
+    """The memories [B, T, N, D] of a checked call, by the backend that serves it, under autograd."""
     chosen = backends.choose(backend, spec, call.x.dtype, call.x.device)
-    with context:
-        if chosen is backends.REFERENCE:
-            memories = reference_unroll(spec, call)[0]
-        else:
-            memories = _fused(spec, chosen.name, call, save=recompute == "none")
-    return memories, _final(memories, call)
+    if chosen is backends.REFERENCE:
+        return reference_unroll(spec, call)[0]
+    if not torch.is_grad_enabled():
+        return run_forward(spec, chosen.name, call, save=False)[0]
+    if call.dropout_mask is not None and call.dropout_mask.requires_grad:
+        raise ValueError(
+            f'dropout_mask must not require a gradient, which the "{chosen.name}" backend does not compute; '
+            'use backend="reference"'
+        )
+    if not any(tensor is not None and tensor.requires_grad for tensor in call.trained()):
+        return run_forward(spec, chosen.name, call, save=False)[0]
+    if call.reset_memory is call.memory:  # torch.compile takes no autograd.Function with the same tensor twice
+        call = replace(call, reset_memory=call.memory.view_as(call.memory))
+    memories: Tensor = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
+        spec, chosen.name, recompute == "none", *call.flat()
+    )
+    return memories
 
 
-class Options(NamedTuple):
-    """The optional tensors of a sequence, as `relational_memory` takes them."""
-
-    lengths: Tensor | None = None
-    resets: Tensor | None = None
-    reset_memory: Tensor | None = None
-    dropout_mask: Tensor | None = None
-
-
-def with_attention(
-    x: Tensor, memory: Tensor, params: Mapping[str, Tensor], spec: CellSpec, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`relational_memory` by the reference, with the attention weights [B, T, num_blocks, H, N, S].
-
-    They are those of the memory rows, before dropout, zero past the length.
-    """
-    call, context = prepare(x, memory, params, spec, options)
-    with context:
-        memories, attention = reference_unroll(spec, call)
-    return memories, _final(memories, call), attention
+def final_memory(memories: Tensor, call: Call) -> Tensor:
+    """The last of [B, T, N, D], a tensor of its own: carrying it must not keep the whole sequence alive."""
+    return memories[:, -1].clone(memory_format=torch.contiguous_format) if call.steps else call.memory
 
 
 def memory_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -106,7 +115,7 @@ def memory_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which x is computed with: the autocast dtype under autocast, its own otherwise."""
-    return torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
+    return torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
 
 
 def attention_dropout(x: Tensor, spec: CellSpec, probability: float) -> Tensor:
@@ -115,150 +124,187 @@ def attention_dropout(x: Tensor, spec: CellSpec, probability: float) -> Tensor:
     return nn.functional.dropout(x.new_ones(shape, dtype=compute_dtype(x)), probability)
 
 
-def _autocasts(x: Tensor) -> bool:
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for x's device."""
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def prepare(
-    x: Tensor, memory: Tensor, params: Mapping[str, Tensor], spec: CellSpec, options: Options
+    spec: CellSpec,
+    x: Tensor,
+    memory: Tensor,
+    params: tuple[Tensor, ...],
+    lengths: Lengths | None = None,
+    resets: Tensor | None = None,
+    reset_memory: Tensor | None = None,
+    dropout_mask: Tensor | None = None,
 ) -> tuple[Call, AbstractContextManager[object]]:
-    """Check every argument, apply autocast, and give the call with the context in which it is to run."""
-    values = _parameter_list(params, spec)
-    _check_input(x, spec)
+    """The call of these tensors, checked, cast as autocast has it, and the context in which it is to run.
+
+    x has its shape; `params` are in the order of the spec.
+    """
     context: AbstractContextManager[object] = nullcontext()
-    if _autocasts(x):
+    if autocasts(x):
         dtype = compute_dtype(x)
         x = x.to(dtype)
-        values = tuple(value.to(dtype) for value in values)
+        params = tuple(value.to(dtype) for value in params)
         context = torch.autocast(x.device.type, enabled=False)
     if spec.trains_gate_biases:  # 0-d, last: FSDP2 leaves them in float32 where it casts the others
-        values = (*values[:-2], *(value.to(x.dtype) for value in values[-2:]))
-    for name, value in zip(spec.parameter_names, values, strict=True):
-        if value.dtype != x.dtype or value.device != x.device:
-            raise TypeError(
-                f"params[{name!r}] takes the dtype and device of x ({x.dtype} on {x.device}), got {value.dtype} on "
-                f"{value.device}"
-            )
+        params = (*params[:-2], *(value.to(x.dtype) for value in params[-2:]))
+    _check_parameters(spec, params, x)
     batch, steps = x.shape[:2]
     shape = (batch, spec.mem_slots, spec.mem_size)
     memory = _memory("memory", memory, shape, x)
-    resets, reset_memory = options.resets, options.reset_memory
     if resets is not None:
-        _check_tensor("resets", resets, (batch, steps), torch.bool, x.device)
+        _check_tensor("resets", resets, "[B, T]", (batch, steps), torch.bool, x.device)
         if reset_memory is None:
-            raise ValueError("reset_memory takes the memory that resets load, [B, N, D] or [N, D]; got None")
+            raise ValueError("reset_memory must be the memory that resets load, [B, N, D] or [N, D]; got None")
         if isinstance(reset_memory, Tensor) and reset_memory.dim() == 2:
-            reset_memory = reset_memory.expand(batch, *reset_memory.shape)
-        reset_memory = _memory("reset_memory", reset_memory, shape, x)
+            reset_memory = _memory("reset_memory", reset_memory, shape[1:], x).expand(shape)
+        else:
+            reset_memory = _memory("reset_memory", reset_memory, shape, x)
     elif reset_memory is not None:
-        raise ValueError("reset_memory takes None where resets is None: without resets it has no meaning")
-    mask = options.dropout_mask
-    if mask is not None:
+        raise ValueError("reset_memory requires resets")
+    if dropout_mask is not None:
         if spec.input_rows_live:  # the mask has no rows for the input's own attention
             raise ValueError(
-                f"dropout_mask is for one-block cells other than l0sg; this one is {spec.variant}, "
+                f"dropout_mask must be None for l0sg and for several blocks; this cell is {spec.variant}, "
                 f"num_blocks={spec.num_blocks}"
             )
         mask_shape = (batch, steps, spec.num_heads, spec.mem_slots, spec.total_rows)
-        _check_tensor("dropout_mask", mask, mask_shape, x.dtype, x.device)
-    lengths = checked_lengths(options.lengths, batch, steps, x)
-    return Call(x, memory, values, lengths, resets, reset_memory, mask), context
+        _check_tensor("dropout_mask", dropout_mask, "[B, T, H, N, S]", mask_shape, x.dtype, x.device)
+    lengths = checked_lengths(lengths, batch, steps, x)
+    return Call(x, memory, params, lengths, resets, reset_memory, dropout_mask), context
 
 
 def _parameter_list(params: Mapping[str, Tensor], spec: CellSpec) -> tuple[Tensor, ...]:
     """The parameters in the order of the spec, their names and shapes checked."""
     if not isinstance(params, Mapping):
-        raise TypeError(f"params takes a mapping from parameter names to tensors, got {errors.describe(params)}")
+        raise TypeError(f"params must be a mapping from parameter names to tensors, got {errors.describe(params)}")
     shapes = spec.parameter_shapes
     if params.keys() != shapes.keys():
-        missing, unknown = sorted(shapes.keys() - params.keys()), sorted(map(str, params.keys() - shapes.keys()))
-        raise ValueError(f"params takes the names in spec.parameter_shapes; missing: {missing}, unknown: {unknown}")
+        missing = sorted(shapes.keys() - params.keys())
+        unknown = sorted(key if isinstance(key, str) else errors.describe(key) for key in params.keys() - shapes.keys())
+        raise ValueError(f"params must have the names in spec.parameter_shapes; missing: {missing}, unknown: {unknown}")
     for name, shape in shapes.items():
-        value = params[name]
-        if not isinstance(value, Tensor):
-            raise TypeError(f"params[{name!r}] takes a tensor of shape {shape}, got {errors.describe(value)}")
-        if value.shape != shape:
-            raise ValueError(f"params[{name!r}] takes shape {shape}, got {tuple(value.shape)}")
+        if not isinstance(params[name], Tensor):
+            raise TypeError(f"params[{name!r}] must be a tensor {list(shape)}, got {errors.describe(params[name])}")
     return tuple(params[name] for name in shapes)
 
 
+def _check_parameters(spec: CellSpec, params: tuple[Tensor, ...], x: Tensor) -> None:
+    """Raises where a parameter has another shape than the spec's, or another dtype or device than x."""
+    dtype, device = x.dtype, x.device
+    for value, (name, shape) in zip(params, spec.parameter_shapes.items(), strict=True):
+        if value.shape != shape:
+            raise ValueError(f"params[{name!r}] must be {list(shape)}, got {list(value.shape)}")
+        if value.dtype is not dtype or value.device != device:
+            raise _misplaced(x, name, value, params)
+
+
+def _misplaced(x: Tensor, name: str, value: Tensor, values: tuple[Tensor, ...]) -> TypeError:
+    """The parameter `name` differs from x in dtype or device; where all others do too, x is to blame."""
+    (dtype, device), *others = {(each.dtype, each.device) for each in values if each.dim()}
+    if not others and (dtype, device) != (x.dtype, x.device):
+        return TypeError(
+            f"x must be {dtype} on {device}, as the parameters are, got {x.dtype} on {x.device}; convert x or "
+            "the parameters with .to()"
+        )
+    return TypeError(f"params[{name!r}] must be {x.dtype} on {x.device}, as x is, got {value.dtype} on {value.device}")
+
+
+def is_input(x: object) -> TypeGuard[Tensor]:
+    """Whether x is a tensor of one of the dtypes that are computed in."""
+    return errors.is_dense(x) and x.dtype in DTYPES
+
+
+def not_input(x: object, layout: str) -> TypeError:
+    """The error for an x that `is_input` is not true of; `layout` says what its shape must be."""
+    if not errors.is_dense(x):
+        return errors.not_dense("x", x, f"a tensor {layout}")
+    cure = "call .dequantize()" if x.is_quantized else "convert it with .to(), or embed ids with nn.Embedding"
+    return TypeError(f"x must be one of {', '.join(map(str, DTYPES))}, got {x.dtype}; {cure}")
+
+
 def _check_input(x: Tensor, spec: CellSpec) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x takes a tensor {_input_layout(spec)}, got {errors.describe(x)}")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x takes one of {', '.join(map(str, DTYPES))}; got {x.dtype}")
+    if not is_input(x):
+        raise not_input(x, _input_layout(spec))
     if x.dim() != 2 + len(spec.input_shape) or x.shape[2:] != spec.input_shape:
-        raise ValueError(f"x takes shape {_input_layout(spec)}, got {tuple(x.shape)}")
+        raise ValueError(f"x must be {_input_layout(spec)}, got {list(x.shape)}")
 
 
 def _input_layout(spec: CellSpec) -> str:
-    names = "[B, T, I]" if spec.input_rows is None else "[B, T, n, I]"
-    return f"{names} = [B, T, {', '.join(map(str, spec.input_shape))}]"
+    return f"[B, T, {', '.join(map(str, spec.input_shape))}]"
 
 
-def _check_tensor(name: str, value: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} takes a {dtype} tensor of shape {shape}, got {errors.describe(value)}")
+def _check_tensor(
+    name: str, value: object, layout: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    if not errors.is_dense(value):
+        raise errors.not_dense(name, value, f"a {dtype} tensor {layout} = {list(shape)}")
     if value.dtype != dtype:
-        raise TypeError(f"{name} takes dtype {dtype}, got {value.dtype}")
+        cure = (
+            "; lengths and resets are passed by name" if name == "memory" and not value.dtype.is_floating_point else ""
+        )
+        raise TypeError(f"{name} must be {dtype}, got {value.dtype}{cure}")
     if value.shape != shape:
-        raise ValueError(f"{name} takes shape {shape}, got {tuple(value.shape)}")
+        raise ValueError(f"{name} must be {layout} = {list(shape)}, got {list(value.shape)}")
     if value.device != device:
-        raise ValueError(f"{name} takes a tensor on the device of x ({device}), got {value.device}")
+        raise ValueError(f"{name} must be on the device of x ({device}), got {value.device}")
 
 
 def _memory(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
     """A memory argument, checked; a half memory beside a half x is widened to the float32 it is carried in."""
+    layout = "[B, N, D]" if len(shape) == 3 else "[N, D]"
+    if isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value):
+        raise TypeError(
+            f"{name} must be one tensor {layout} = {list(shape)}, got {errors.describe(value)}; "
+            "there is no cell state: pass the memory that the last call returned"
+        )
     dtype = memory_dtype(x.dtype)
     if dtype != x.dtype and isinstance(value, Tensor) and value.dtype in HALF_TYPES:
         value = value.to(dtype)
-    _check_tensor(name, value, shape, dtype, x.device)
+    _check_tensor(name, value, layout, shape, dtype, x.device)
     return value
 
 
-def checked_lengths(lengths: Tensor | None, batch: int, steps: int, x: Tensor) -> Tensor | None:
+def lengths_tensor(lengths: Lengths, steps: int) -> Tensor:
+    """`lengths` if it is a tensor; a list, tuple or array of integers as one on the CPU, its values checked."""
+    if isinstance(lengths, Tensor):
+        return lengths
+    values = lengths.tolist() if isinstance(lengths, np.ndarray) else lengths
+    try:
+        if not isinstance(values, Sequence) or any(isinstance(value, bool) for value in values):
+            raise TypeError
+        numbers = [operator.index(value) for value in values]
+    except TypeError:
+        raise TypeError(
+            f"lengths must be integers [B], a tensor, a list or an array; got {errors.describe(lengths)}"
+        ) from None
+    _check_range(min(numbers, default=0), max(numbers, default=0), steps)
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
+
+
+def checked_lengths(lengths: Lengths | None, batch: int, steps: int, x: Tensor) -> Tensor | None:
     """`lengths` as int64 on x's device; values are looked at only where that costs no synchronisation or trace."""
     if lengths is None:
         return None
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"lengths takes an int32 or int64 tensor of shape ({batch},), got {errors.describe(lengths)}")
-    if lengths.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"lengths takes dtype torch.int32 or torch.int64, got {lengths.dtype}")
+    lengths = lengths_tensor(lengths, steps)
+    if not errors.is_dense(lengths):
+        raise errors.not_dense("lengths", lengths, f"integers [B] = [{batch}]")
+    if lengths.dtype not in INTEGERS:
+        raise TypeError(f"lengths must be integers, such as torch.int64, got {lengths.dtype}")
     if lengths.shape != (batch,):
-        raise ValueError(f"lengths takes shape ({batch},), got {tuple(lengths.shape)}")
+        raise ValueError(f"lengths must be [B] = [{batch}], got {list(lengths.shape)}")
     if lengths.device != x.device and lengths.device.type != "cpu":
-        raise ValueError(f"lengths takes a tensor on the CPU or on the device of x ({x.device}), got {lengths.device}")
+        raise ValueError(f"lengths must be on the CPU or the device of x ({x.device}), got {lengths.device}")
     if lengths.device.type == "cpu" and backends.is_plain(lengths) and batch:
-        low, high = (int(bound) for bound in lengths.aminmax())
-        if low < 0 or high > steps:
-            raise ValueError(f"lengths takes values from 0 to T = {steps}, got values from {low} to {high}")
+        low, high = lengths.aminmax()
+        _check_range(int(low), int(high), steps)
     return lengths.to(x.device, torch.int64, non_blocking=True).clamp(0, steps)
 
 
-def _fused(spec: CellSpec, backend: str, call: Call, save: bool) -> Tensor:
-    """The memories of `call` by a fused backend, under autograd where something needs a gradient."""
-    if call.dropout_mask is not None and call.dropout_mask.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            f'dropout_mask takes a tensor without requires_grad in the "{backend}" backend, which gives it no '
-            'gradient; got one with: use backend="reference"'
-        )
-    reset_memory = call.reset_memory
-    if reset_memory is call.memory:  # torch.compile takes no autograd.Function with the same tensor twice
-        reset_memory = call.memory.view_as(call.memory)
-    inputs = (call.x, call.memory, reset_memory, *call.params)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
-        memories: Tensor = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
-            spec, backend, save, call.lengths, call.resets, call.dropout_mask, *inputs
-        )
-        return memories
-    return run_forward(spec, backend, call, save=False)[0]
-
-
-def _final(memories: Tensor, call: Call) -> Tensor:
-    return last(memories) if call.steps else call.memory
-
-
-def last(memories: Tensor) -> Tensor:
-    """The last of [B, T, N, D], a tensor of its own: carrying it must not keep the whole sequence alive."""
-    return memories[:, -1].clone(memory_format=torch.contiguous_format)
+def _check_range(low: int, high: int, steps: int) -> None:
+    if low < 0 or high > steps:
+        raise ValueError(f"lengths must be from 0 to T = {steps}, got one {'below' if low < 0 else 'above'}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as json_module
 import os
 import platform
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from rmc_kernels import CellSpec, __version__, explain
+from rmc_kernels.backends import extension
 
 PACKAGES = ("torch", "triton", "numpy")
 #: The cell that `explain` is asked about.
@@ -77,18 +77,17 @@ def cpu_name() -> str:
 
 def _extension() -> dict[str, Any]:
     """What the compiled extension says about this machine, or why there is none."""
-    try:
-        extension = import_module("rmc_kernels._C")
-    except ImportError as error:
-        return {"built": False, "reason": str(error)}
-    return {"built": True, "features": extension.cpu_features(), "isas": extension.isas()}
+    native = extension.native
+    if native is None:
+        return {"built": False, "reason": extension.missing}
+    return {"built": True, "features": native.cpu_features(), "isas": native.isas()}
 
 
-def _extension_line(extension: dict[str, Any]) -> str:
-    if not extension["built"]:
-        return f"not built: {extension['reason']}"
-    have = [name for name, present in extension["features"].items() if present]
-    return f"CPU has {', '.join(have) or 'no extensions'}; kernels for {', '.join(extension['isas'])}"
+def _extension_line(about: dict[str, Any]) -> str:
+    if not about["built"]:
+        return str(about["reason"])
+    have = [name for name, present in about["features"].items() if present]
+    return f"CPU has {', '.join(have) or 'no extensions'}; kernels for {', '.join(about['isas'])}"
 
 
 def _served(device: str, dtype: torch.dtype) -> dict[str, Any]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+import warnings
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rmc_kernels import errors
-from rmc_kernels.module import MemoryModule
+from rmc_kernels.frozen import step_resets
+from rmc_kernels.functional import Lengths
+from rmc_kernels.module import REQUIRED, MemoryModule, Options, refuse, required
 from rmc_kernels.spec import CellSpec, GateStyle
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 
 class RelationalMemory(MemoryModule):
@@ -43,14 +45,14 @@ class RelationalMemory(MemoryModule):
     Other variants of the cell: `RelationalMemory.from_spec(CellSpec.l0sg(...))` and so on.
 
     Raises:
-        TypeError, ValueError: naming the argument, what it got and what it takes.
+        TypeError, ValueError: naming the argument, what it must be and what it got.
     """
 
     def __init__(
         self,
-        input_size: int,
-        mem_slots: int,
-        head_size: int,
+        input_size: int = REQUIRED,
+        mem_slots: int = REQUIRED,
+        head_size: int = REQUIRED,
         num_heads: int = 1,
         *,
         num_blocks: int = 1,
@@ -60,61 +62,29 @@ class RelationalMemory(MemoryModule):
         forget_bias: float = 1.0,
         input_bias: float = 0.0,
         input_rows: int | None = None,
-        initial_memory: str = "identity",
-        read_head: str = "concat",
         batch_first: bool = True,
-        backend: str = "auto",
-        recompute: str = "full",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **unknown: Any,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            input_size, mem_slots, head_size, num_heads, num_blocks=num_blocks, gate_style=gate_style,
-            attention_mlp_layers=attention_mlp_layers, key_size=key_size, forget_bias=forget_bias,
-            input_bias=input_bias, input_rows=input_rows, initial_memory=initial_memory, read_head=read_head,
-            backend=backend, recompute=recompute, device=device, dtype=dtype, **unknown,
+        spec = _sonnet(
+            type(self), options, input_size, mem_slots, head_size, num_heads, num_blocks, forget_bias, input_bias,
+            gate_style, attention_mlp_layers, key_size, input_rows,
         )  # fmt: skip
+        super().__init__(spec, **options)
         self.batch_first = errors.boolean("batch_first", batch_first)
 
     @classmethod
-    def from_spec(
-        cls,
-        spec: CellSpec,
-        *,
-        initial_memory: str = "identity",
-        read_head: str = "concat",
-        batch_first: bool = True,
-        backend: str = "auto",
-        recompute: str = "full",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **unknown: Any,
-    ) -> Self:
-        """A layer of any variant; arguments as in the constructor."""
-        layer = super().from_spec(
-            spec, initial_memory=initial_memory, read_head=read_head, backend=backend, recompute=recompute,
-            device=device, dtype=dtype, **unknown,
-        )  # fmt: skip
+    def from_spec(cls, spec: CellSpec, *, batch_first: bool = True, **options: Unpack[Options]) -> Self:
+        """A layer of any variant; options as in the constructor."""
+        layer = super().from_spec(spec, **options)
         layer.batch_first = errors.boolean("batch_first", batch_first)
         return layer
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As nn.Module's. A call that may take the short way does not pay for that, nor for `forward`."""
-        bound = None if is_dynamo_compiling() else self._bound
-        if bound is not None and bound.direct and len(args) == 2 and not kwargs and self.batch_first:
-            x, memory = args
-            found = bound.step(self, x, memory, True)
-            if found is not None:
-                return found
-        return super().__call__(*args, **kwargs)
 
     def forward(
         self,
         x: Tensor | PackedSequence,
         memory: Tensor | None = None,
         *,
-        lengths: Tensor | None = None,
+        lengths: Lengths | None = None,
         resets: Tensor | None = None,
         return_attention: bool = False,
     ) -> Any:
@@ -124,54 +94,50 @@ class RelationalMemory(MemoryModule):
             x: [B, T, I], or [B, T, n, I] in matrix mode; unbatched [T, I] or [T, n, I]; T first if not `batch_first`.
                 A PackedSequence gives a PackedSequence back and brings its own lengths.
             memory: [B, N, D] (unbatched: [1, N, D]), or None for `initial_memory`.
-            lengths: [B] integers from 0 to T. Past its length an element's output is 0 and its memory frozen.
+            lengths: [B] integers from 0 to T: a tensor, a list or an array. Past its length an element's output is 0
+                and its memory frozen.
             resets: bool [B, T] ([T, B] if not `batch_first`; unbatched [T]); before such a step the element's memory
                 is replaced by `initial_memory`.
             return_attention: also return the attention weights; runs on the reference whatever the backend.
 
         Returns:
             output: [B, T, output_size], laid out as x, in x's dtype (the autocast dtype under autocast).
-            memory: [B, N, D], the memory at each element's last step, float32 for half types. Without gradients the
-                storage of either may be one that cannot be resized.
+            memory: [B, N, D], the memory at each element's last step, float32 for half types.
             attention: with `return_attention`, [B, T, num_blocks, H, N, S]: how much each slot looks at each of the
                 `S` rows (slots, then input rows), before dropout; [T, B, ...] if not `batch_first`.
 
         Raises:
-            TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
+            TypeError, ValueError: before anything is computed, naming the argument, what it must be and what it got.
         """
         errors.boolean("return_attention", return_attention)
         if isinstance(x, PackedSequence):
             return self._forward_packed(x, memory, lengths, resets, return_attention)
-        if memory is not None and lengths is None and resets is None and self.batch_first and not return_attention:
-            found = self._inference(x, memory, sequence=True)
-            if found is not None:
-                return found
         extra = self._leading_axes(x, "B, T" if self.batch_first else "T, B")
         if extra == 1:
             return self._forward_unbatched(x, memory, lengths, resets, return_attention)
         if not self.batch_first:
             x = x.transpose(0, 1)
-            resets = self._transposed_resets(resets)
+            resets = _transposed_resets(resets, x)
         output, final, weights = self._unroll(x, memory, lengths, resets, return_attention)
         if not self.batch_first:
             output = output.transpose(0, 1)
             weights = None if weights is None else weights.transpose(0, 1)
         return (output, final) if weights is None else (output, final, weights)
 
-    _called = forward
-
     def extra_repr(self) -> str:
         """The cell's sizes and the options that differ from the defaults."""
         return super().extra_repr() + ("" if self.batch_first else ", batch_first=False")
 
     def _forward_unbatched(
-        self, x: Tensor, memory: Tensor | None, lengths: Tensor | None, resets: Tensor | None, attention: bool
+        self, x: Tensor, memory: Tensor | None, lengths: Lengths | None, resets: Tensor | None, attention: bool
     ) -> Any:
         if isinstance(lengths, Tensor) and lengths.dim() == 0:
             lengths = lengths[None]
+        elif isinstance(lengths, Integral):
+            lengths = [lengths]
         if resets is not None:
-            if not isinstance(resets, Tensor) or resets.shape != x.shape[:1]:
-                _wrong_resets(resets, f"({x.shape[0]},)")
+            if errors.is_tensor("resets", resets, "a bool tensor [T]").shape != x.shape[:1]:
+                raise ValueError(f"resets must be [T] = {list(x.shape[:1])}, got {list(resets.shape)}")
             resets = resets[None]
         output, final, weights = self._unroll(x[None], memory, lengths, resets, attention)
         return (output[0], final) if weights is None else (output[0], final, weights[0])
@@ -180,16 +146,17 @@ class RelationalMemory(MemoryModule):
         self,
         x: PackedSequence,
         memory: Tensor | None,
-        lengths: Tensor | None,
+        lengths: Lengths | None,
         resets: Tensor | None,
         attention: bool,
     ) -> Any:
         if lengths is not None:
-            raise ValueError("lengths takes None where x is a PackedSequence, which brings its own")
+            raise ValueError("lengths must be None where x is a PackedSequence, which brings its own")
+        if x.data.shape[1:] != self.spec.input_shape:
+            sizes, got = list(self.spec.input_shape), list(x.data.shape[1:])
+            raise ValueError(f"x must be a PackedSequence of rows {sizes}, got rows {got}")
         padded, own = pad_packed_sequence(x, batch_first=True)
-        if padded.shape[2:] != self.spec.input_shape:
-            raise ValueError(f"x takes packed rows of shape {self.spec.input_shape}, got {tuple(x.data.shape[1:])}")
-        resets = resets if self.batch_first else self._transposed_resets(resets)
+        resets = resets if self.batch_first else _transposed_resets(resets, padded)
         output, final, weights = self._unroll(padded, memory, own, resets, attention)
         if x.sorted_indices is not None:
             output = output.index_select(0, x.sorted_indices)
@@ -200,13 +167,6 @@ class RelationalMemory(MemoryModule):
             return packed, final
         return packed, final, weights if self.batch_first else weights.transpose(0, 1)
 
-    def _transposed_resets(self, resets: Tensor | None) -> Tensor | None:
-        if resets is None:
-            return None
-        if not isinstance(resets, Tensor) or resets.dim() != 2:
-            _wrong_resets(resets, "[T, B]")
-        return resets.t()
-
 
 class RelationalMemoryCell(MemoryModule):
     """One step of the Relational Memory Core: `output, memory = cell(x, memory)`.
@@ -215,42 +175,80 @@ class RelationalMemoryCell(MemoryModule):
     one load into the other.
     """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As nn.Module's. A step that may take the short way does not pay for that, nor for `forward`: 2.5 us of 12."""
-        bound = None if is_dynamo_compiling() else self._bound
-        if bound is not None and bound.direct and len(args) == 2 and not kwargs:
-            x, memory = args
-            found = bound.step(self, x, memory, False)
-            if found is not None:
-                return found
-        return super().__call__(*args, **kwargs)
+    def __init__(
+        self,
+        input_size: int = REQUIRED,
+        mem_slots: int = REQUIRED,
+        head_size: int = REQUIRED,
+        num_heads: int = 1,
+        *,
+        num_blocks: int = 1,
+        gate_style: GateStyle | None = "unit",
+        attention_mlp_layers: int = 2,
+        key_size: int | None = None,
+        forget_bias: float = 1.0,
+        input_bias: float = 0.0,
+        input_rows: int | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        spec = _sonnet(
+            type(self), options, input_size, mem_slots, head_size, num_heads, num_blocks, forget_bias, input_bias,
+            gate_style, attention_mlp_layers, key_size, input_rows,
+        )  # fmt: skip
+        super().__init__(spec, **options)
 
-    def forward(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, memory: Tensor | None = None, *, resets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One step.
 
         Args:
             x: [B, I], or [B, n, I] in matrix mode; unbatched [I] or [n, I].
             memory: [B, N, D] (unbatched: [1, N, D]), or None for `initial_memory`.
+            resets: bool [B] (unbatched: []), or None; where it is true, the element's memory is replaced by
+                `initial_memory` before the step.
 
         Returns:
             output: [B, output_size] (unbatched: [output_size]), in x's dtype (the autocast dtype under autocast).
-            memory: [B, N, D], float32 for half types. Without gradients the storage of either may be one that cannot
-                be resized.
+            memory: [B, N, D], float32 for half types.
 
         Raises:
-            TypeError, ValueError: before anything is computed, naming the argument, what it got and what it takes.
+            TypeError, ValueError: before anything is computed, naming the argument, what it must be and what it got.
         """
-        found = None if memory is None else self._inference(x, memory, sequence=False)
-        if found is not None:
-            return found
         extra = self._leading_axes(x, "B")
         rows = x if extra else x[None]
-        output, final, _ = self._unroll(rows[:, None], memory, None, None, attention=False)
+        if resets is not None:
+            resets = step_resets(resets, x.shape[:extra]).reshape(len(rows), 1)
+        output, final, _ = self._unroll(rows[:, None], memory, None, resets, attention=False)
         return output[:, 0] if extra else output[0, 0], final
 
-    _called = forward
+
+def _sonnet(
+    cls: type,
+    options: Options,
+    input_size: int,
+    mem_slots: int,
+    head_size: int,
+    *sizes: Any,
+) -> CellSpec:
+    """The published cell, after a look at what a newcomer from nn.LSTM gets wrong."""
+    refuse(cls, [name for name in options if name not in Options.__annotations__])
+    required(cls, input_size=input_size, mem_slots=mem_slots, head_size=head_size)
+    spec = CellSpec.sonnet(input_size, mem_slots, head_size, *sizes)
+    if spec.num_heads == 1 and spec.head_size <= 4 and spec.mem_slots >= 8 * spec.head_size:
+        warnings.warn(
+            f"{cls.__name__} has mem_slots={spec.mem_slots} slots of head_size={spec.head_size} units; "
+            "these are not the hidden_size and num_layers of nn.LSTM",
+            stacklevel=3,
+        )
+    return spec
 
 
-def _wrong_resets(resets: object, takes: str) -> NoReturn:
-    error = ValueError if isinstance(resets, Tensor) else TypeError
-    raise error(f"resets takes a bool tensor of shape {takes}, got {errors.describe(resets)}")
+def _transposed_resets(resets: Tensor | None, x: Tensor) -> Tensor | None:
+    """Resets [T, B] as [B, T], for x [B, T, ...]; their shape is checked in the order that the caller knows."""
+    if resets is None:
+        return None
+    shape = (x.shape[1], x.shape[0])
+    if errors.is_tensor("resets", resets, "a bool tensor [T, B]").shape != shape:
+        raise ValueError(f"resets must be [T, B] = {list(shape)}, got {list(resets.shape)}")
+    return resets.t()

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.parametrize import is_parametrized
 
 from rmc_kernels import backends, errors, initial
-from rmc_kernels.direct import direct
+from rmc_kernels.backends.reference import unroll
+from rmc_kernels.frozen import FrozenCell
 from rmc_kernels.functional import (
     RECOMPUTE,
-    Options,
+    Lengths,
     attention_dropout,
-    compute_dtype,
+    final_memory,
+    is_input,
     memory_dtype,
-    relational_memory,
-    with_attention,
+    not_input,
+    prepare,
+    run,
 )
+from rmc_kernels.leaf import LeafModule
 from rmc_kernels.read_heads import ReadHead
-from rmc_kernels.spec import CellSpec, GateStyle
+from rmc_kernels.spec import CellSpec
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 #: Arguments of nn.LSTM and its like that an RMC does not have, with what to do instead.
 _INSTEAD = {
@@ -38,10 +42,18 @@ _INSTEAD = {
     "dropout": "put nn.Dropout around the layer; attention dropout belongs to CellSpec.r2gen",
     "bias": "every Linear of the cell has a bias",
     "nonlinearity": "the cell's nonlinearities are part of its definition",
+    "batch_first": "a cell takes one step, [B, I]",
 }
 
-#: What C++ does in its place, which another `forward` of that class would not be.
-_READ = ReadHead.forward
+
+class _Required:
+    """The default of an argument that must be given: left to Python, its message would come before ours."""
+
+    def __repr__(self) -> str:
+        return "<required>"
+
+
+REQUIRED: Any = _Required()
 
 
 class _Weights(nn.Module):
@@ -51,28 +63,26 @@ class _Weights(nn.Module):
         return ", ".join(f"{name}={tuple(value.shape)}" for name, value in self.named_parameters(recurse=False))
 
 
-class MemoryModule(nn.Module):
+class Options(TypedDict, total=False):
+    """What a layer and a cell take besides the spec; see `RelationalMemory`."""
+
+    initial_memory: str
+    read_head: str
+    backend: str
+    recompute: str
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
+class MemoryModule(LeafModule):
     """What the layer and the cell share: parameters, initial memory, read head, choice of backend."""
 
     spec: CellSpec
-    _bound: backends.BoundLayer | None = None
-    #: The `forward` that `__call__` may leave out.
-    _called: Callable[..., Any]
 
     def __init__(
         self,
-        input_size: int,
-        mem_slots: int,
-        head_size: int,
-        num_heads: int = 1,
+        spec: CellSpec,
         *,
-        num_blocks: int = 1,
-        gate_style: GateStyle | None = "unit",
-        attention_mlp_layers: int = 2,
-        key_size: int | None = None,
-        forget_bias: float = 1.0,
-        input_bias: float = 0.0,
-        input_rows: int | None = None,
         initial_memory: str = "identity",
         read_head: str = "concat",
         backend: str = "auto",
@@ -82,56 +92,20 @@ class MemoryModule(nn.Module):
         **unknown: Any,
     ) -> None:
         super().__init__()
-        _refuse(type(self), unknown)
-        spec = CellSpec.sonnet(
-            input_size, mem_slots, head_size, num_heads, num_blocks, forget_bias, input_bias, gate_style,
-            attention_mlp_layers, key_size, input_rows,
-        )  # fmt: skip
-        self._setup(spec, initial_memory, read_head, backend, recompute, device, dtype)
-
-    @classmethod
-    def from_spec(
-        cls,
-        spec: CellSpec,
-        *,
-        initial_memory: str = "identity",
-        read_head: str = "concat",
-        backend: str = "auto",
-        recompute: str = "full",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **unknown: Any,
-    ) -> Self:
-        """A layer or cell of any variant; arguments as in the constructor."""
-        _refuse(cls, unknown)
-        made = cls.__new__(cls)
-        nn.Module.__init__(made)
-        made._setup(spec, initial_memory, read_head, backend, recompute, device, dtype)
-        return made
-
-    def _setup(
-        self,
-        spec: CellSpec,
-        initial_memory: str,
-        read_head: str,
-        backend: str,
-        recompute: str,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
+        refuse(type(self), unknown)
         if not isinstance(spec, CellSpec):
-            raise TypeError(f"spec takes a CellSpec, got {errors.describe(spec)}")
+            raise TypeError(f"spec must be a CellSpec, got {errors.describe(spec)}")
         errors.one_of("initial_memory", initial_memory, initial.MEMORY_MODES)
         errors.one_of("backend", backend, backends.CHOICES)
         errors.one_of("recompute", recompute, RECOMPUTE)
         if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
-            raise TypeError(f"dtype takes a floating-point torch.dtype or None, got {errors.describe(dtype)}")
+            raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {errors.describe(dtype)}")
         self.spec, self.backend, self.recompute = spec, backend, recompute
         self.initial_memory_mode = initial_memory
-        self._owners: dict[tuple[str, ...], dict[str, str]] = {}  # path of a module -> leaf -> name of the parameter
+        self._owners: dict[tuple[str, ...], list[str]] = {}  # path of a module -> its parameters, in the spec's order
         for name, shape in spec.parameter_shapes.items():
             *path, leaf = name.split(".")
-            self._owners.setdefault(tuple(path), {})[leaf] = name
+            self._owners.setdefault(tuple(path), []).append(leaf)
             owner: nn.Module = self
             for part in path:
                 if part not in owner._modules:
@@ -144,10 +118,17 @@ class MemoryModule(nn.Module):
         self.read_head = ReadHead(read_head, *shape, device=device, dtype=dtype)
         self.reset_parameters()
 
+    @classmethod
+    def from_spec(cls, spec: CellSpec, **options: Unpack[Options]) -> Self:
+        """A layer or cell of any variant; options as in the constructor."""
+        made = cls.__new__(cls)
+        MemoryModule.__init__(made, spec, **options)
+        return made
+
     def reset_parameters(self) -> None:
         """Draw every parameter again, as at construction; a learned memory starts as the identity."""
         with torch.no_grad():
-            for name, value in self._parameters_by_name().items():
+            for name, value in zip(self.spec.parameter_names, self._ordered_parameters(), strict=True):
                 initial.parameter_(name, value, self.spec)
             if self.learned_memory is not None:
                 learned = self.learned_memory
@@ -163,35 +144,60 @@ class MemoryModule(nn.Module):
 
     def _initial_memory(self, batch_size: int) -> Tensor:
         """As `initial_memory`; under compile the batch size is symbolic."""
-        path, leaves = next(iter(self._owners.items()))
-        like: Tensor = getattr(self._owner(path), next(iter(leaves)))
+        path, (leaf, *_) = next(iter(self._owners.items()))
+        like: Tensor = getattr(self._owner(path), leaf)
         dtype = memory_dtype(like.dtype)
         if self.learned_memory is not None:
             return self.learned_memory.to(dtype).expand(batch_size, -1, -1)
         return initial.memory(self.initial_memory_mode, self.spec, batch_size, like.device, dtype)
 
     @property
+    def input_size(self) -> int:
+        """Features `I` of the input."""
+        return self.spec.input_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Units of one element's memory, `N * D`: what nn.LSTM calls so. `output_size` is that of the output."""
+        return self.spec.mem_slots * self.spec.mem_size
+
+    @property
     def output_size(self) -> int:
-        """Features of one step's output."""
+        """Features of one step's output: `hidden_size`, or `D` with another read head than "concat"."""
         return self.read_head.output_size
 
     def flatten_parameters(self) -> None:
         """Does nothing: nn.LSTM's call, for code that makes it. Backends pack weights themselves."""
 
     @contextmanager
-    def frozen_weights(self) -> Iterator[None]:
-        """Let a backend keep its packed copy of the weights for all calls inside the block (inference, acting).
+    def frozen_weights(self) -> Iterator[FrozenCell]:
+        """Pack the weights once, for a loop that acts.
 
-        A change to a parameter inside the block raises RuntimeError at the next call that would use that copy, where
-        torch's version counter sees it. Not seen are a fused optimizer, a write through `.data`, and any write to
-        parameters that were made under `torch.inference_mode`: leave the block before training on. Calls under
-        autocast, by the reference and of parametrized weights read the parameters as they are.
+            with layer.frozen_weights() as frozen:
+                output, memory = frozen.step(x_t, memory, resets=done)
+
+        A call of the layer inside the block uses the packed weights too, and is otherwise an ordinary call. Parameters
+        must not change meanwhile: torch's version counter tells writes apart, but not those of a fused optimizer,
+        through `.data`, or to parameters that were made under `torch.inference_mode`. Calls under autocast, by the
+        reference and of parametrized weights read the parameters as they are.
+
+        Raises:
+            RuntimeError: a parameter was changed inside the block: when the block is left, unless another exception
+                leaves it, or at the next call of the layer.
         """
-        try:
-            with backends.frozen_weights(list(self._parameters_by_name().values())):
-                yield
-        finally:
-            self._bound = None  # it holds what was packed
+        with torch.no_grad():
+            params = self._ordered_parameters()
+        with backends.frozen_weights(params, watched=tuple(self.parameters())) as block:
+            frozen = FrozenCell(
+                self.spec, params, block, self.backend,
+                initial_memory=self._initial_memory, redraws=self.initial_memory_mode == "normal",
+                read_head=self.read_head,
+            )  # fmt: skip
+            try:
+                yield frozen
+            finally:
+                frozen.close()
+            block.check()
 
     def extra_repr(self) -> str:
         """The cell's sizes and the options that differ from the defaults."""
@@ -206,17 +212,17 @@ class MemoryModule(nn.Module):
             shown.append(f"recompute={self.recompute!r}")
         return ", ".join([*shown, f"initial_memory={self.initial_memory_mode!r}", f"backend={self.backend!r}"])
 
-    def _parameters_by_name(self) -> dict[str, Tensor]:
-        """The parameters by the spec's names, looked up at every call: a module below may be replaced or tied."""
-        found: dict[str, Tensor] = {}
+    def _ordered_parameters(self) -> tuple[Tensor, ...]:
+        """The parameters in the spec's order, looked up at every call: a module below may be replaced or tied."""
+        found: list[Tensor] = []
         compiling = torch.compiler.is_compiling()
         for path, leaves in self._owners.items():
             owner = self._owner(path)
             held = {} if compiling else owner._parameters
-            for leaf, name in leaves.items():
+            for leaf in leaves:
                 value = held.get(leaf)  # nn.Module.__getattr__ takes 1 us
-                found[name] = weight(owner, leaf) if value is None else value
-        return found
+                found.append(weight(owner, leaf) if value is None else value)
+        return tuple(found)
 
     def _owner(self, path: tuple[str, ...]) -> nn.Module:
         node: Any = self
@@ -224,122 +230,44 @@ class MemoryModule(nn.Module):
             node = node._modules[part]
         return node  # type: ignore[no-any-return]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_bound"}
-
-    def _inference(self, x: Tensor, memory: Tensor, sequence: bool) -> tuple[Tensor, Tensor] | None:
-        """Output and final memory by the bound layer; None where the ordinary way is to be taken."""
-        bound = None if is_dynamo_compiling() else self._bound
-        if bound is None:
-            return None
-        found = bound.step(self, x, memory, sequence)
-        if found is None:
-            self._bound = None  # it keeps parameters alive that may have been replaced
-            return None
-        memories, final = found
-        return memories if bound.flat else self._read(memories, x.dtype), final
-
-    def _read(self, memories: Tensor, dtype: torch.dtype) -> Tensor:
-        output: Tensor = self.read_head(memories)
-        return output.to(dtype)
-
-    def _bind(self, x: Tensor, memory: Tensor, params: dict[str, Tensor]) -> None:
-        """Bind the parameters that served a call, where the next one may take the short way."""
-        if self._bound is not None or not backends.is_inference():
-            return
-        if x.device.type != "cpu" or self.backend == "reference":
-            return
-        chosen = backends.choose(self.backend, self.spec, x.dtype, x.device)
-        if not isinstance(chosen, backends.CpuBackend):
-            return
-        if self.training and self.spec.dropout:
-            return
-        found: dict[tuple[int, str], backends.Place] = {}  # by dictionary and key, since paths have parts in common
-
-        def rely_on(dictionary: dict[str, Any], key: str, value: object) -> None:
-            found[id(dictionary), key] = (dictionary, key, value)
-
-        rely_on(backends.BACKENDS, "cpu", chosen)
-        for name in ("spec", "backend", *["training"] * bool(self.spec.dropout)):
-            rely_on(vars(self), name, getattr(self, name))
-        for path, leaves in self._owners.items():
-            node: Any = self
-            for part in path:
-                rely_on(vars(node), "_modules", node._modules)
-                rely_on(node._modules, part, node._modules[part])
-                node = node._modules[part]
-            if not leaves.keys() <= node._parameters.keys():
-                return
-            rely_on(vars(node), "_parameters", node._parameters)
-            for leaf, name in leaves.items():
-                rely_on(node._parameters, leaf, params[name])
-        head: Any = self._modules["read_head"]
-        rely_on(self._modules, "read_head", head)
-        own = type(self)
-        types: list[tuple[object, type]] = []
-        attributes: list[backends.Attribute] = []
-        concat = type(head) is ReadHead and head.kind == "concat" and ReadHead.forward is _READ
-        read = direct(head) if concat else None
-        if read:  # C++ does it
-            rely_on(vars(head), "kind", head.kind)
-            types.append((head, ReadHead))
-            attributes += [(ReadHead, "forward", _READ), *read.attributes]
-        called = direct(self) if read and own.forward is own._called else None
-        if called:
-            types.append((self, own))
-            attributes.append((own, "forward", own._called))
-        both = [part for part in (read, called) if part]
-        around = backends.Surroundings(
-            owner=self,
-            places=(*found.values(), *(place for part in both for place in part.places)),
-            types=tuple(types),
-            attributes=tuple(attributes),
-            empty=tuple({id(hooks): hooks for part in both for hooks in part.empty}.values()),
-            flat=read is not None,
-            direct=called is not None,
-        )
-        self._bound = backends.bind(chosen, self.spec, [params[name] for name in self.spec.parameter_names], around)
-
     def _leading_axes(self, x: Tensor, axes: str) -> int:
         """How many axes stand before one step's input: all of `axes`, or one fewer where x is unbatched."""
         sizes = self.spec.input_shape
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x takes a tensor {self._input_layout(axes)}, got {errors.describe(x)}")
+        if not is_input(x):
+            raise not_input(x, self._input_layout(axes))
         extra, most = x.dim() - len(sizes), axes.count(",") + 1
         if extra not in (most - 1, most) or x.shape[extra:] != sizes:
-            raise ValueError(f"x takes shape {self._input_layout(axes)}, or without B; got {tuple(x.shape)}")
+            raise ValueError(f"x must be {self._input_layout(axes)}, got {list(x.shape)}")
         return extra
 
     def _input_layout(self, axes: str) -> str:
-        names = "I" if self.spec.input_rows is None else "n, I"
-        return f"[{axes}, {names}] with {names} = {', '.join(map(str, self.spec.input_shape))}"
+        """The shapes of a batched and an unbatched x."""
+        sizes = ", ".join(map(str, self.spec.input_shape))
+        without = ", ".join(axis for axis in axes.split(", ") if axis != "B")
+        return f"[{axes}, {sizes}] or [{without + ', ' if without else ''}{sizes}]"
 
     def _unroll(
-        self, x: Tensor, memory: Tensor | None, lengths: Tensor | None, resets: Tensor | None, attention: bool
+        self, x: Tensor, memory: Tensor | None, lengths: Lengths | None, resets: Tensor | None, attention: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Output [B, T, ...], final memory, attention; x is [B, T, ...], its shape checked."""
-        batch, steps = x.shape[:2]
-        spec = self.spec
-        start = self._initial_memory(batch) if memory is None or resets is not None else None
-        mask = attention_dropout(x, spec, spec.dropout) if self.training and spec.dropout else None
-        reset_memory = start if resets is not None else None
-        options = Options(lengths, resets, reset_memory, mask)
+        spec, params = self.spec, self._ordered_parameters()
+        start = self._initial_memory(x.shape[0]) if memory is None or resets is not None else None
         first = start if memory is None else memory
         assert first is not None
-        weights, params = None, self._parameters_by_name()
-        if attention:
-            memories, final, weights = with_attention(x, first, params, spec, options)
-        else:
-            memories, final = relational_memory(
-                x, first, params, spec, **options._asdict(), backend=self.backend, recompute=self.recompute
-            )
-            if not torch.compiler.is_compiling():
-                self._bind(x, first, params)
-        output = self._read(memories, compute_dtype(x))
-        if lengths is not None:
-            past = torch.arange(steps, device=x.device) >= lengths.to(x.device, non_blocking=True)[:, None]
+        call, context = prepare(spec, x, first, params, lengths, resets, None if resets is None else start)
+        if self.training and spec.dropout:
+            call = replace(call, dropout_mask=attention_dropout(call.x, spec, spec.dropout))
+        weights = None
+        with context:
+            if attention:
+                memories, weights = unroll(spec, call)
+            else:
+                memories = run(spec, call, self.backend, self.recompute)
+        output: Tensor = self.read_head(memories).to(call.x.dtype)
+        if call.lengths is not None:
+            past = torch.arange(call.steps, device=call.device) >= call.lengths[:, None]
             output = output.masked_fill(past[..., None], 0)
-        return output, final, weights
+        return output, final_memory(memories, call), weights
 
 
 def weight(owner: nn.Module, leaf: str) -> Tensor:
@@ -354,7 +282,18 @@ def weight(owner: nn.Module, leaf: str) -> Tensor:
     return value
 
 
-def _refuse(cls: type, unknown: dict[str, Any]) -> None:
-    for name in unknown:
-        hint = _INSTEAD.get(name)
-        raise TypeError(f"{cls.__name__} has no argument {name!r}" + (f": {hint}" if hint else ""))
+def refuse(cls: type, unknown: Iterable[str]) -> None:
+    """Raises TypeError for arguments that there are not, with what to do instead of nn.LSTM's."""
+    found = [f"{name!r}" + (f" ({_INSTEAD[name]})" if name in _INSTEAD else "") for name in unknown]
+    if found:
+        raise TypeError(f"{cls.__name__} has no argument {'; nor '.join(found)}")
+
+
+def required(cls: type, **given: Any) -> None:
+    """Raises TypeError for arguments that were left out: a newcomer's `(input_size, hidden_size)` lacks head_size."""
+    missing = [name for name, value in given.items() if value is REQUIRED]
+    if missing:
+        raise TypeError(
+            f"{cls.__name__} requires {', '.join(missing)}: {_INSTEAD['hidden_size']}, in place of the hidden_size "
+            f"of nn.LSTM; write {cls.__name__}(input_size, mem_slots=4, head_size=16, num_heads=2)"
+        )

@@ -25,7 +25,7 @@ class ReadHead(nn.Module):
         device, dtype: of the parameter.
 
     Raises:
-        ValueError, TypeError: naming the argument, what it got and what it takes.
+        ValueError, TypeError: naming the argument, what it must be and what it got.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class ReadHead(nn.Module):
 
     def forward(self, memory: Tensor) -> Tensor:
         """Memory [..., N, D] -> [..., output_size], in the dtype of `memory`."""
-        if not isinstance(memory, Tensor) or memory.shape[-2:] != self._shape:
-            takes = f"a tensor of shape [..., {self.mem_slots}, {self.mem_size}]"
-            raise (ValueError if isinstance(memory, Tensor) else TypeError)(
-                f"memory takes {takes}, got {errors.describe(memory)}"
-            )
+        if not errors.is_dense(memory) or memory.shape[-2:] != self._shape:
+            layout = f"[..., {self.mem_slots}, {self.mem_size}]"
+            if not errors.is_dense(memory):
+                raise errors.not_dense("memory", memory, f"a tensor {layout}")
+            raise ValueError(f"memory must be {layout}, got {list(memory.shape)}")
         if self.kind == "concat":
             return memory.flatten(-2)
         if self.kind == "mean":

@@ -44,7 +44,7 @@ class CellSpec:
         dropout: probability of dropping an attention weight in training.
 
     Raises:
-        TypeError, ValueError: naming the argument, what it got and what it takes.
+        TypeError, ValueError: naming the argument, what it must be and what it got.
     """
 
     variant: Variant
@@ -78,17 +78,19 @@ class CellSpec:
             put(name, errors.real_number(name, getattr(self, name)))
         errors.one_of("gate_style", self.gate_style, GATE_STYLES)
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout takes a probability in [0, 1), got {self.dropout}")
+            raise ValueError(f"dropout must be a probability in [0, 1), got {self.dropout}")
         if self.input_rows is not None and self.variant != "sonnet":
-            raise ValueError(f"input_rows is for the sonnet variant only; {self.variant} takes one input row, None")
+            raise ValueError(f"input_rows must be None for the {self.variant} variant, got {self.input_rows}")
         if self.variant in ("textbook", "r2gen"):
             fixed: dict[str, object] = {"num_blocks": 1, "key_size": self.head_size}
             fixed |= {"gate_style": None} if self.variant == "textbook" else {"input_size": self.mem_size}
             for name, value in fixed.items():
                 if getattr(self, name) != value:
-                    raise ValueError(f"{name} of the {self.variant} variant takes {value}, got {getattr(self, name)}")
+                    raise ValueError(
+                        f"{name} must be {value} for the {self.variant} variant, got {getattr(self, name)}"
+                    )
         if self.dropout and self.variant != "r2gen":
-            raise ValueError(f"dropout is for the r2gen variant only; {self.variant} takes 0, got {self.dropout}")
+            raise ValueError(f"dropout must be 0 for the {self.variant} variant, got {self.dropout}; only r2gen drops")
         # Made here and not when first asked for, since a compiled graph reads them but cannot make them.
         put("_shapes", self._parameter_shapes())
         put("_json", json.dumps(asdict(self)))
@@ -159,7 +161,7 @@ class CellSpec:
         d_model = errors.positive_int("d_model", d_model)
         num_heads = errors.positive_int("num_heads", num_heads)
         if d_model % num_heads:
-            raise ValueError(f"d_model takes a multiple of num_heads ({num_heads}), got {d_model}")
+            raise ValueError(f"d_model must be a multiple of num_heads ({num_heads}), got {d_model}")
         return cls(
             "r2gen", d_model, num_slots, d_model // num_heads, num_heads, forget_bias=0.0, dropout=dropout
         )  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rmc_kernels import errors
-from rmc_kernels.functional import checked_lengths
+from rmc_kernels.functional import Lengths, checked_lengths
 from rmc_kernels.layers import RelationalMemory
 
 
@@ -34,7 +34,7 @@ def truncated(
     memory: Tensor | None = None,
     *,
     chunk_steps: int,
-    lengths: Tensor | None = None,
+    lengths: Lengths | None = None,
     resets: Tensor | None = None,
 ) -> Iterator[Chunk]:
     """Truncated backpropagation through time: the sequence chunk by chunk, the memory detached in between.
@@ -55,7 +55,7 @@ def truncated(
         resets: bool, laid out as the leading axes of x, or None.
 
     Raises:
-        TypeError, ValueError: naming the argument, what it got and what it takes.
+        TypeError, ValueError: naming the argument, what it must be and what it got.
     """
     for span, part in _parts(layer, x, chunk_steps, lengths, resets):
         output, memory = layer(part.x, memory, lengths=part.lengths, resets=part.resets)
@@ -69,7 +69,7 @@ def checkpointed(
     memory: Tensor | None = None,
     *,
     chunk_steps: int,
-    lengths: Tensor | None = None,
+    lengths: Lengths | None = None,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`layer(x, memory)` with its full gradient, keeping for the backward pass only the memories between chunks.
@@ -89,7 +89,7 @@ def checkpointed(
         The layer's output and final memory.
 
     Raises:
-        TypeError, ValueError: naming the argument, what it got and what it takes.
+        TypeError, ValueError: naming the argument, what it must be and what it got.
     """
     outputs = []
     for _, part in _parts(layer, x, chunk_steps, lengths, resets):
@@ -109,17 +109,18 @@ class _Part(NamedTuple):
 
 
 def _parts(
-    layer: RelationalMemory, x: Tensor, chunk_steps: int, lengths: Tensor | None, resets: Tensor | None
+    layer: RelationalMemory, x: Tensor, chunk_steps: int, lengths: Lengths | None, resets: Tensor | None
 ) -> Iterator[tuple[slice, _Part]]:
     """The sequence's arguments cut along time."""
     if not isinstance(layer, RelationalMemory):
-        raise TypeError(f"layer takes a RelationalMemory, got {errors.describe(layer)}")
+        raise TypeError(f"layer must be a RelationalMemory, got {errors.describe(layer)}")
     errors.positive_int("chunk_steps", chunk_steps)
-    dims = 2 + len(layer.spec.input_shape)
-    if errors.is_tensor("x", x, "a batched tensor").dim() != dims:
-        raise ValueError(f"x takes a batched tensor of {dims} axes, got {tuple(x.shape)}")
-    if resets is not None and errors.is_tensor("resets", resets, "a bool tensor").shape != x.shape[:2]:
-        raise ValueError(f"resets takes shape {tuple(x.shape[:2])}, got {tuple(resets.shape)}")
+    axes = "B, T" if layer.batch_first else "T, B"
+    layout = f"[{axes}, {', '.join(map(str, layer.spec.input_shape))}]"
+    if errors.is_tensor("x", x, f"a tensor {layout}").dim() != 2 + len(layer.spec.input_shape):
+        raise ValueError(f"x must be batched, {layout}, got {list(x.shape)}")
+    if resets is not None and errors.is_tensor("resets", resets, f"a bool tensor [{axes}]").shape != x.shape[:2]:
+        raise ValueError(f"resets must be [{axes}] = {list(x.shape[:2])}, got {list(resets.shape)}")
     time = 1 if layer.batch_first else 0
     lengths = checked_lengths(lengths, x.shape[1 - time], x.shape[time], x)
     for start in range(0, x.shape[time], chunk_steps):

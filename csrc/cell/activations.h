@@ -3,7 +3,7 @@
 #pragma once
 #include "cell/kernels.h"
 #include "cell/plan.h"
-#include "common/scratch.h"
+#include "common/bump.h"
 #include "gemm/panels.h"
 
 namespace rmc {
@@ -53,8 +53,9 @@ class Activations {
 
   Activations(const Plan& plan, const TileRows& rows, bool keep) : plan_(plan), rows_(rows), keep_(keep) {}
 
-  void bind(T* base, int64_t steps) {
-    Bump bump(base);
+  // `steps` steps in memory of `size` elements; a null base only measures.
+  void bind(T* base, int64_t size, int64_t steps) {
+    Bump bump(base, static_cast<size_t>(size) * sizeof(T));
     steps_ = steps;
     memory = slots(bump, plan_.Dp);
     if (plan_.G) {
@@ -90,7 +91,7 @@ class Activations {
   // Elements that `steps` steps take: linear in the steps.
   static int64_t size(const Plan& plan, const TileRows& rows, bool keep, int64_t steps) {
     Activations a(plan, rows, keep);
-    a.bind(nullptr, steps);
+    a.bind(nullptr, 0, steps);
     return a.used_;
   }
 

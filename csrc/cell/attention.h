@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "cell/plan.h"
-#include "common/scratch.h"
+#include "common/bump.h"
 #include "gemm/panels.h"
 #include "simd/math.h"
 

@@ -20,11 +20,9 @@ class Backward {
   }
 
   void run(T* saved) {
-    Bump measure(nullptr);
-    Buffers sizes(*this);
-    bind(measure, sizes, saved != nullptr);
-    Bump bump(scratch(Scratch::kTask, measure.used()));
     Buffers b(*this);
+    const TaskScratch memory(TaskScratch::kTile, measured([&](Bump& bump) { bind(bump, b, saved != nullptr); }));
+    Bump bump(memory);
     bind(bump, b, saved != nullptr);
     frozen_tail(b);
     const int64_t last = tile_.end > 0 ? (tile_.end - 1) / plan_.chunk * plan_.chunk : -1;
@@ -43,7 +41,8 @@ class Backward {
     ChunkGradients<V> grads;
     Panels<V> candidate;
     T* activations = nullptr;
-    void* per_chunk = nullptr;
+    int64_t size = 0;  // of `activations`, in elements
+    Bump for_chunk;
     Panels<V> memory;  // its gradient, which goes on from chunk to chunk
     explicit Buffers(const Backward& f)
         : now(f.plan_, f.tile_.rows, true), inputs(f.plan_, f.tile_.rows.elements, true) {}
@@ -52,11 +51,12 @@ class Backward {
   void bind(Bump& bump, Buffers& b, bool saved) {
     b.attention.bind(bump, plan_);
     if (!saved) {
-      b.activations = bump.take<T>(Activations<V>::size(plan_, tile_.rows, true, steps_));
+      b.size = Activations<V>::size(plan_, tile_.rows, true, steps_);
+      b.activations = bump.take<T>(b.size);
       b.candidate = {bump, tile_.rows.live, plan_.Dp, steps_};
     }
     b.memory = {bump, tile_.rows.slots, plan_.Dp};
-    b.per_chunk = bump.take<T>(16);
+    b.for_chunk = bump;
     bind_chunk(bump, b, steps_);
   }
   void bind_chunk(Bump& bump, Buffers& b, int64_t count) {
@@ -88,21 +88,26 @@ class Backward {
   }
 
   void chunk(Buffers& b, int64_t t0, int64_t count, T* saved) {
-    Bump bump(b.per_chunk);
+    Bump bump = b.for_chunk;
     bind_chunk(bump, b, count);
     tile_.clock.start();
     b.inputs.compute(tile_, t0, count);
     tile_.clock.end(Phase::kInput);
     Step<V> step(tile_, b.inputs, b.attention);
     const int64_t step_size = Activations<V>::size(plan_, tile_.rows, true, 1);
-    b.now.bind(saved ? saved + t0 * step_size : b.activations, count);
-    if (!saved) recompute(b, step, t0, count);
+    if (saved) {
+      b.now.bind(saved + t0 * step_size, (tile_.in.steps - t0) * step_size, count);
+    } else {
+      b.now.bind(b.activations, b.size, count);
+      recompute(b, step, t0, count);
+    }
     for (int64_t i = 0; i < plan_.norm_gradient_size; i += V::W) V::zero().store(sums_ + i);
     StepBack<V> back(tile_, step, b.inputs, b.attention, sums_);
     for (int64_t s = count - 1; s >= 0; s--) {
       check_abandoned();
       for (int64_t e = 0; e < tile_.rows.elements; e++) add_dout(b, e, t0 + s);
       back.run(b.now, b.grads, s, t0 + s);
+      add_norm_sums();
       if (tile_.in.resets) leave_episodes(b, t0 + s);
     }
     input_back(b, t0, count);
@@ -183,8 +188,7 @@ class Backward {
       }
     }
     if (!out_.x) return;
-    if (plan_.config.input_projection)
-      w.multiply_back(plan_.input, {g.input_u, 0, nullptr, g.input_x, 0, rows.count});
+    if (plan_.config.input_projection) w.multiply_back(plan_.input, {g.input_u, 0, nullptr, g.input_x, 0, rows.count});
     store_input(b, t0, count);
   }
   void add_flat(Buffers& b, int64_t count) const {
@@ -242,8 +246,15 @@ class Backward {
       // Every bias of the gates has this gradient (cell/run.h).
       column_sums<V>(g.input_gates, pairs, total_ + from_input.grad_bias);
     }
-    for (int64_t i = 0; i < plan_.norm_gradient_size; i += V::W)
+    add_norm_sums();
+  }
+
+  // After each step: one sum over the rows of many steps is 1.6 times as inexact as PyTorch's, which adds up steps.
+  void add_norm_sums() const {
+    for (int64_t i = 0; i < plan_.norm_gradient_size; i += V::W) {
       (V::load(total_ + i) + V::load(sums_ + i)).store(total_ + i);
+      V::zero().store(sums_ + i);
+    }
   }
 
   Tile<V>& tile_;

@@ -21,11 +21,9 @@ class Forward {
   }
 
   void run() {
-    Bump measure(nullptr);
-    Buffers sizes(*this);
-    bind(measure, sizes);
-    Bump bump(scratch(Scratch::kTask, measure.used()));
     Buffers b(*this);
+    const TaskScratch memory(TaskScratch::kTile, measured([&](Bump& bump) { bind(bump, b); }));
+    Bump bump(memory);
     bind(bump, b);
     Step<V> step(tile_, b.inputs, b.attention);
     point(b, 0);
@@ -52,7 +50,7 @@ class Forward {
     AttentionScratch<V> attention;
     Panels<V> candidate;
     T* activations = nullptr;
-    void* input_base = nullptr;
+    Bump for_inputs;
     explicit Buffers(const Forward& f)
         : now(f.plan_, f.tile_.rows, f.saved_ != nullptr),
           next(f.plan_, f.tile_.rows, f.saved_ != nullptr),
@@ -64,13 +62,13 @@ class Forward {
     b.activations = bump.take<T>(step_size_);
     b.candidate = {bump, tile_.rows.live, plan_.Dp};
     b.attention.bind(bump, plan_);
-    b.input_base = bump.take<T>(16);
+    b.for_inputs = bump;
     b.inputs.bind(bump, steps_);
   }
 
   // A shorter last chunk has panels of another height.
   void rebind_inputs(Buffers& b, int64_t count) {
-    Bump bump(b.input_base);
+    Bump bump = b.for_inputs;
     b.inputs.bind(bump, count);
   }
 
@@ -82,11 +80,11 @@ class Forward {
   }
   int64_t at(Buffers& b, Activations<V>& a, int64_t t) {
     if (!saved_ || t >= tile_.end) {
-      a.bind(b.activations, 1);
+      a.bind(b.activations, step_size_, 1);
       return 0;
     }
     const int64_t t0 = t / plan_.chunk * plan_.chunk, left = tile_.end - t0;
-    a.bind(saved_ + t0 * step_size_, left < plan_.chunk ? left : plan_.chunk);
+    a.bind(saved_ + t0 * step_size_, (tile_.in.steps - t0) * step_size_, left < plan_.chunk ? left : plan_.chunk);
     return t - t0;
   }
 

@@ -15,11 +15,12 @@ struct CellInputs {
   int64_t batch = 0, steps = 0;
   int threads = 1;
   const void* x = nullptr;       // [B, T, n, I]
-  const void* memory = nullptr;  // [B, N, D]
+  const void* memory = nullptr;  // [B, N, D]; [N, D] for all elements if `one_memory`
   const void* const* params = nullptr;
   const int64_t* lengths = nullptr;    // [B]
   const bool* resets = nullptr;        // [B, T]
-  const void* reset_memory = nullptr;  // [B, N, D]
+  const void* reset_memory = nullptr;  // as `memory`
+  bool one_memory = false, one_reset_memory = false;
   const void* dropout_mask = nullptr;  // [B, T, H, N, S]
   const void* packed = nullptr;        // packed weights to use instead of packing `params`
   void* memories = nullptr;            // [B, T, N, D]; written by forward, read by backward
@@ -52,8 +53,6 @@ struct Kernels {
   void (*forward)(const Plan&, const CellInputs&);
   void (*backward)(const Plan&, const CellInputs&, const CellGradients&);
   ActivationSize (*activation_size)(const Plan&);
-  void (*apply)(int function, const void* x, void* y, int64_t count);              // exp, sigmoid, tanh: for tests
-  double (*gemm)(int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats);  // least CPU seconds of one product
 };
 
 // Throws std::invalid_argument where this build does not have them.

@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "gemm/axis.h"
 #include "machine/isa.h"
 
 namespace rmc {
@@ -30,14 +31,6 @@ struct CellConfig {
   double forget_bias = 0, input_bias = 0;
 };
 
-// An axis and its padded form: index[i] is the true position of padded position i, or -1; mask[i], of the plan's scalar
-// type, has all bits set or (padding) none. The mask is null without padding, which only ends a vector of W.
-struct Axis {
-  int64_t size = 0, padded = 0;
-  const int32_t* index = nullptr;
-  const void* mask = nullptr;
-};
-
 // A Linear: weight [out, in]. Offsets count elements, `packed`, `packed_back` and `bias` in the packed weights,
 // `grad` and `grad_bias` in a gradient accumulator, where the weight is [out.padded, in.padded].
 struct Linear {
@@ -47,12 +40,6 @@ struct Linear {
   bool centred = false;  // the mean over the outputs is subtracted: the LayerNorm behind it then has mean 0
   int64_t packed = 0, packed_back = 0, bias = 0, grad = 0, grad_bias = 0;
 };
-
-// Elements that a packed matrix takes, for padded axes. Split into bf16 terms it starts with a line of its own and has
-// an even number of chunks along `in`.
-inline int64_t packed_size(int terms, int64_t in, int64_t out) {
-  return terms ? 16 + (in + 31) / 32 * 32 * out * terms / 2 : in * out;
-}
 
 // The affine part of a LayerNorm: [rows, features.padded].
 struct Norm {

@@ -12,31 +12,46 @@ namespace RMC_ISA {
 template <class V>
 constexpr int64_t kForwardRows = V::kTerms ? 128 : 64;
 
-// The weights of the call: those that the caller packed before, or packed now.
-template <class V>
-const typename V::T* call_weights(const Plan& plan, const CellInputs& in, bool backward) {
-  using T = typename V::T;
-  if (in.packed) return static_cast<const T*>(in.packed);
-  PhaseClock clock;
-  const int64_t size = backward ? plan.all_weights : plan.forward_weights;
-  T* packed = static_cast<T*>(scratch(Scratch::kWeights, static_cast<size_t>(size) * sizeof(T)));
-  pack_weights<V>(plan, in.params, backward, packed);
-  clock.end(Phase::kPack);
-  return packed;
-}
+// What of the weights is packed for a call.
+enum class Packing {
+  kForward,
+  kBoth,    // the transposes of the backward pass too
+  kReused,  // what a step reuses, for one step of one tile: at B = 1 0.8 of the time that it takes with all packed
+};
 
-// Only what a step reuses packed, for one step of one tile: at B = 1 0.8 of the time that it takes with all packed.
+// The weights of a call: those that the caller packed before, or packed now.
 template <class V>
-Weights<V> weights_in_place(const Plan& plan, const CellInputs& in) {
+class CallWeights {
+ public:
   using T = typename V::T;
-  PhaseClock clock;
-  const int64_t room = (plan.forward_weights + V::W - 1) / V::W * V::W;
-  const size_t size = static_cast<size_t>(room + plan.widest_input * 4 * V::W);
-  T* packed = static_cast<T*>(scratch(Scratch::kWeights, size * sizeof(T)));
-  pack_reused<V>(plan, in.params, packed);
-  clock.end(Phase::kPack);
-  return {plan, packed, in.params, packed + room};
-}
+
+  CallWeights(const Plan& plan, const CellInputs& in, Packing packing)
+      : memory_(CallScratch::kWeights, in.packed ? 0 : static_cast<size_t>(elements(plan, packing)) * sizeof(T)),
+        weights_{plan, in.packed ? static_cast<const T*>(in.packed) : memory_.template as<T>()} {
+    if (in.packed) return;
+    T* packed = memory_.template as<T>();
+    PhaseClock clock;
+    if (packing == Packing::kReused) {
+      pack_reused<V>(plan, in.params, packed);
+      weights_.params = in.params, weights_.room = packed + reused(plan);
+    } else {
+      pack_weights<V>(plan, in.params, packing == Packing::kBoth, packed);
+    }
+    clock.end(Phase::kPack);
+  }
+
+  const Weights<V>& operator*() const { return weights_; }
+
+ private:
+  static int64_t reused(const Plan& plan) { return (plan.forward_weights + V::W - 1) / V::W * V::W; }
+  static int64_t elements(const Plan& plan, Packing packing) {
+    if (packing == Packing::kReused) return reused(plan) + plan.widest_input * 4 * V::W;
+    return packing == Packing::kBoth ? plan.all_weights : plan.forward_weights;
+  }
+
+  CallScratch memory_;
+  Weights<V> weights_;
+};
 
 // As even as possible over the threads. Free to choose: no result depends on it.
 template <class V>
@@ -54,22 +69,20 @@ void forward(const Plan& plan, const CellInputs& in) {
   T* saved = static_cast<T*>(in.activations);
   const int64_t count = saved ? plan.group : forward_tile<V>(plan, in);
   const bool once = V::kTerms == 0 && !in.packed && in.steps == 1 && count >= in.batch;
-  const Weights<V> weights = once ? weights_in_place<V>(plan, in) : Weights<V>{plan, call_weights<V>(plan, in, false)};
+  const CallWeights<V> weights(plan, in, once ? Packing::kReused : Packing::kForward);
   const int64_t step_size = saved ? Activations<V>::size(plan, TileRows(plan, count), true, 1) : 0;
   auto task = [&](int64_t i) {
     const int64_t b = i * count, left = in.batch - b;
-    Tile<V> tile(in, weights, b, left < count ? left : count);
+    Tile<V> tile(in, *weights, b, left < count ? left : count);
     Forward<V>(tile, saved ? saved + i * in.steps * step_size : nullptr).run();
-    release_scratch();
   };
   parallel_for((in.batch + count - 1) / count, in.threads, task);
-  release_scratch();
 }
 
-// ---- Backward
-// -------------------------------------------------------------------------------------------------------- Groups of
-// batch elements are gathered in slices; a slice adds up its groups in order, then the slices are added in order.
-// Groups and slices depend on the spec, B and T only, so the sums are the same for any number of threads.
+// ---- Backward: gradients ----
+
+// Groups of batch elements are gathered in slices; a slice adds up its groups in order, then the slices are added in
+// order. Groups and slices depend on the spec, B and T only, so the sums are the same for any number of threads.
 
 constexpr int64_t kSliceRows = 512;
 constexpr int64_t kMostSlices = 64;
@@ -171,7 +184,7 @@ void backward(const Plan& plan, const CellInputs& in, const CellGradients& out) 
   using T = typename V::T;
   if (in.lengths) clear<T>(out.x, in.batch * in.steps * plan.n * plan.I);
   clear<T>(out.reset_memory, in.batch * plan.N * plan.D);
-  const Weights<V> weights{plan, call_weights<V>(plan, in, true)};
+  const CallWeights<V> weights(plan, in, Packing::kBoth);
   const int64_t groups = (in.batch + plan.group - 1) / plan.group;
   const int64_t slices = slice_count(plan, in, groups, sizeof(T)), size = plan.gradient_size;
   T* saved = static_cast<T*>(in.activations);
@@ -180,8 +193,9 @@ void backward(const Plan& plan, const CellInputs& in, const CellGradients& out) 
   // One slice is summed in place; one thread needs a single accumulator besides the total.
   const bool together = slices <= 1, in_turn = in.threads <= 1;
   const int64_t accumulators = 1 + (together ? 0 : in_turn ? 1 : slices), norms = plan.norm_gradient_size;
-  T* total = static_cast<T*>(scratch(
-      Scratch::kGradients, static_cast<size_t>(accumulators * size + (slices > 0 ? slices : 1) * norms) * sizeof(T)));
+  const int64_t elements = accumulators * size + (slices > 0 ? slices : 1) * norms;
+  const CallScratch memory(CallScratch::kGradients, static_cast<size_t>(elements) * sizeof(T));
+  T* total = memory.as<T>();
   T *each = total + (together ? 0 : size), *sums = total + accumulators * size;
   clear<T>(total, accumulators * size);
 
@@ -190,18 +204,16 @@ void backward(const Plan& plan, const CellInputs& in, const CellGradients& out) 
     if (!together && in_turn && slice > 0) clear<T>(to, size);
     for (int64_t i = slice * groups / slices; i < (slice + 1) * groups / slices; i++) {
       const int64_t b = i * plan.group, left = in.batch - b;
-      Tile<V> tile(in, weights, b, left < plan.group ? left : plan.group);
+      Tile<V> tile(in, *weights, b, left < plan.group ? left : plan.group);
       Backward<V>(tile, out, sums + slice * norms, to).run(saved ? saved + i * in.steps * step_size : nullptr);
     }
     if (!together && in_turn) add_slices<V>(size, to, 1, 1, total);
-    release_scratch();
   };
   if (groups > 0) parallel_for(slices, in.threads, task);
   PhaseClock clock;
   if (!together && !in_turn) add_slices<V>(size, each, slices, in.threads, total);
   if (out.params) GradientWriter<V>(plan, out, total).all();
   clock.end(Phase::kReduce);
-  release_scratch();
 }
 
 }  // namespace RMC_ISA

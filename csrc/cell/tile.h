@@ -61,8 +61,8 @@ struct Tile {
   bool runs(int64_t e, int64_t t) const { return t < ends(e); }
   bool resets(int64_t e, int64_t t) const { return in.resets && runs(e, t) && in.resets[(first + e) * in.steps + t]; }
 
-  const T* initial_memory(int64_t e) const { return memory_of(in.memory, e); }
-  const T* reset_memory(int64_t e) const { return memory_of(in.reset_memory, e); }
+  const T* initial_memory(int64_t e) const { return memory_of(in.memory, in.one_memory, e); }
+  const T* reset_memory(int64_t e) const { return memory_of(in.reset_memory, in.one_reset_memory, e); }
   int64_t memory_offset(int64_t e, int64_t t) const { return ((first + e) * in.steps + t) * plan.N * plan.D; }
   const T* mask(int64_t e, int64_t t) const {
     if (!in.dropout_mask) return nullptr;
@@ -85,8 +85,8 @@ struct Tile {
   }
 
  private:
-  const T* memory_of(const void* base, int64_t e) const {
-    return static_cast<const T*>(base) + (first + e) * plan.N * plan.D;
+  const T* memory_of(const void* base, bool one, int64_t e) const {
+    return static_cast<const T*>(base) + (one ? 0 : (first + e) * plan.N * plan.D);
   }
 };
 

@@ -98,12 +98,16 @@ struct Packer {
   void gates() {
     linear(plan.input_gate);
     linear(plan.memory_gate);
-    const T forget = plan.forget_bias_param >= 0 ? *param(plan.forget_bias_param) : T(plan.config.forget_bias);
-    const T input = plan.input_bias_param >= 0 ? *param(plan.input_bias_param) : T(plan.config.input_bias);
+    // In double, so that a large bias is rounded once.
+    const double forget =
+        plan.forget_bias_param >= 0 ? double{*param(plan.forget_bias_param)} : plan.config.forget_bias;
+    const double input = plan.input_bias_param >= 0 ? double{*param(plan.input_bias_param)} : plan.config.input_bias;
     T* bias = packed + plan.input_gate.bias;
+    const T* from_memory = packed + plan.memory_gate.bias;
     for (int64_t i = 0; i < plan.G; i++) {
-      bias[i] = bias[i] + packed[plan.memory_gate.bias + i] + input;
-      bias[plan.Gp + i] = bias[plan.Gp + i] + packed[plan.memory_gate.bias + plan.Gp + i] + forget;
+      const int64_t f = plan.Gp + i;
+      bias[i] = static_cast<T>(double{bias[i]} + double{from_memory[i]} + input);
+      bias[f] = static_cast<T>(double{bias[f]} + double{from_memory[f]} + forget);
     }
   }
 };

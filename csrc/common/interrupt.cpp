@@ -3,8 +3,6 @@
 #include <atomic>
 #include <chrono>
 
-#include "common/scratch.h"
-
 namespace rmc {
 namespace {
 
@@ -22,7 +20,6 @@ void ask_for_interrupt() {
   if (!question) return;
   const Clock::time_point now = Clock::now();
   if (now < next) return;
-  const FreshScratch fresh;  // the answer may run Python's signal handlers, and they a layer
   if (question()) throw Interrupted();
   next = Clock::now() + kPause;
 }

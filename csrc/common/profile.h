@@ -56,8 +56,8 @@ constexpr const char* kPhaseNames[] = {"pack",
 struct Profile {
   std::atomic<bool> enabled{false};
   std::atomic<uint64_t> nanoseconds[static_cast<int>(Phase::kCount)];
-  std::atomic<bool> steps{false};
-  std::atomic<int64_t> step_nanoseconds{0};
+  std::atomic<bool> timed{false};
+  std::atomic<int64_t> call_nanoseconds{0};
 };
 Profile& profile();
 
@@ -85,19 +85,19 @@ class PhaseClock {
   uint64_t last_ = 0;
 };
 
-// Wall time of the kernel in the latest step of a bound cell, for `rmc bench uses`: what a step takes besides, where
-// the noise of its kernel is larger than that.
-class StepClock {
+// Adds the wall time of a call, kernel and packing, to `call_nanoseconds`: what a program pays besides is then the
+// rest, also where the noise of the kernel is larger than that.
+class CallClock {
  public:
-  StepClock() : enabled_(profile().steps.load(std::memory_order_relaxed)) {
-    if (enabled_) start_ = std::chrono::steady_clock::now();
+  CallClock() : timed_(profile().timed.load(std::memory_order_relaxed)) {
+    if (timed_) start_ = std::chrono::steady_clock::now();
   }
-  ~StepClock() {
-    if (enabled_) profile().step_nanoseconds = (std::chrono::steady_clock::now() - start_).count();
+  ~CallClock() {
+    if (timed_) profile().call_nanoseconds += (std::chrono::steady_clock::now() - start_).count();
   }
 
  private:
-  bool enabled_;
+  bool timed_;
   std::chrono::steady_clock::time_point start_;
 };
 

@@ -2,81 +2,74 @@
 
 #include <sys/mman.h>
 
-#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace rmc {
 namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kKeep = size_t{64} << 20;  // bytes that one use may keep between calls
+#ifdef RMC_SANITIZE
+constexpr size_t kKeep = 0;  // a sanitizer sees what is read too late only in memory that was given back
+#else
+constexpr size_t kKeep = size_t{64} << 20;  // bytes of a block that a thread may keep between calls
+#endif
+constexpr int kKinds = TaskScratch::kOperands + 1;
 
-struct Buffer {
+// A block without an owner.
+struct Kept {
   void* data = nullptr;
-  size_t size = 0;
+  size_t capacity = 0;
 
-  void* need(size_t bytes) {
-    if (bytes > size) {
-      reset();
-      const size_t unit = bytes >= kHugePage ? kHugePage : kPage;
-      const size_t rounded = (bytes + unit - 1) / unit * unit;
-      data = std::aligned_alloc(unit, rounded);
-      if (!data) throw std::bad_alloc();
-      size = rounded;
-      prefer_huge_pages(data, rounded);
-    }
-#ifdef __SANITIZE_ADDRESS__
-    ASAN_UNPOISON_MEMORY_REGION(data, size);  // where the call before had red zones
-#endif
-#ifndef NDEBUG
-    std::memset(data, 0xff, bytes);  // every float and double of all ones is a NaN
-#endif
-    return data;
+  void keep(void* block, size_t size) {
+    std::free(std::exchange(data, block));
+    capacity = size;
   }
-  void reset() {
-    std::free(data);
-    data = nullptr;
-    size = 0;
-  }
-  ~Buffer() { reset(); }
+  ~Kept() { std::free(data); }
 };
 
-thread_local Buffer buffers[4];
+thread_local Kept kept[kKinds];
 
 }  // namespace
 
-void* scratch(Scratch use, size_t bytes) { return buffers[static_cast<int>(use)].need(bytes); }
-
-void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
-#ifdef MADV_HUGEPAGE
-  const auto address = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = (address + bytes) / kHugePage * kHugePage;
-  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+ScratchBlock::ScratchBlock(int kind, size_t size) : kind_(kind), size_(size) {
+  if (!size) return;
+  Kept& spare = kept[kind];
+  if (spare.capacity >= size) {
+    data_ = std::exchange(spare.data, nullptr);
+    capacity_ = std::exchange(spare.capacity, 0);
+  } else {
+    spare.keep(nullptr, 0);
+    const size_t unit = size >= kHugePage ? kHugePage : kPage;
+    capacity_ = (size + unit - 1) / unit * unit;
+    data_ = capacity_ < size ? nullptr : std::aligned_alloc(unit, capacity_);
+    if (!data_) throw std::bad_alloc();
+    prefer_huge_pages(data_, capacity_);
+  }
+#ifndef NDEBUG
+  std::memset(data_, 0xff, size);  // every float and double of all ones is a NaN
 #endif
 }
 
-FreshScratch::FreshScratch() {
-  for (int i = 0; i < 4; i++) {
-    held_[i] = {buffers[i].data, buffers[i].size};
-    buffers[i].data = nullptr, buffers[i].size = 0;
+ScratchBlock::~ScratchBlock() {
+  Kept& spare = kept[kind_];
+  if (capacity_ <= kKeep && capacity_ > spare.capacity) {
+    spare.keep(data_, capacity_);
+  } else {
+    std::free(data_);
   }
 }
 
-FreshScratch::~FreshScratch() {
-  for (int i = 0; i < 4; i++) {
-    buffers[i].reset();
-    buffers[i].data = held_[i].data, buffers[i].size = held_[i].size;
-  }
-}
-
-void release_scratch() {
-  for (Buffer& buffer : buffers) {
-    if (buffer.size > kKeep) buffer.reset();
-  }
+void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t size) {
+#ifdef MADV_HUGEPAGE
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (address + size) / kHugePage * kHugePage;
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
 }
 
 }  // namespace rmc

@@ -7,7 +7,8 @@
 #pragma once
 #include <cstdint>
 
-#include "common/scratch.h"
+#include "common/bump.h"
+#include "simd/vectors.h"
 
 namespace rmc {
 namespace RMC_ISA {

@@ -14,6 +14,7 @@
 
 #include "gemm/gemm.h"
 #include "gemm/pack.h"
+#include "gemm/product.h"
 #include "gemm/tiles.h"
 
 namespace rmc {
@@ -105,8 +106,11 @@ class TileOperands {
     int64_t panel, row;
   };
 
-  TileOperands(const Panels<V>& a, int64_t first, int64_t count) : a_(a), depth_((a.columns + kTileK - 1) / kTileK) {
-    words_ = static_cast<uint32_t*>(scratch(Scratch::kOperands, static_cast<size_t>(count * stride()) * 4));
+  TileOperands(const Panels<V>& a, int64_t first, int64_t count)
+      : a_(a),
+        depth_((a.columns + kTileK - 1) / kTileK),
+        memory_(TaskScratch::kOperands, static_cast<size_t>(count * stride()) * sizeof(uint32_t)),
+        words_(memory_.as<uint32_t>()) {
     for (int64_t p = 0; p < count; p++) split(first + p, p);
   }
 
@@ -146,6 +150,7 @@ class TileOperands {
 
   const Panels<V>& a_;
   int64_t depth_;
+  TaskScratch memory_;
   uint32_t* words_;
   std::vector<Place> extreme_;
 };
@@ -153,8 +158,8 @@ class TileOperands {
 // A block of 16 R rows and 16 C columns over `depth` tiles of k. bias: of the first columns, or null: c is added to.
 template <class V, int R, int C>
 void tile_block(const TileProduct& product, int64_t depth, const uint32_t* a, int64_t a_next, const uint32_t* w,
-                int64_t w_next, Lines ahead, int32_t height, const float* bias, const float* mask, bool relu,
-                float* c, int64_t c_next) {
+                int64_t w_next, Lines ahead, int32_t height, const float* bias, const float* mask, bool relu, float* c,
+                int64_t c_next) {
   alignas(64) float sums[4 * 256];
   product.multiply<V::kTerms, R, C>(depth, a, a_next, w, w_next, ahead, sums);
   for (int i = 0; i < R; i++) {

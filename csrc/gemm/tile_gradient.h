@@ -2,6 +2,7 @@
 #pragma once
 #include <cstring>
 
+#include "gemm/product.h"
 #include "gemm/tiles.h"
 #include "gemm/weight_gradient.h"
 
@@ -63,7 +64,8 @@ void tile_weight_gradient(const Panels<V>& dy, const Panels<V>& x, int64_t panel
   constexpr int64_t kStep = V::kTerms * kTileWords, kBlock = kGradientPanels / 2;
   const int64_t depth = (panels + 1) / 2, next = depth * kStep;
   const size_t words = static_cast<size_t>((x.columns / 16 + 2) * next);
-  uint32_t* left = static_cast<uint32_t*>(scratch(Scratch::kOperands, words * sizeof(uint32_t)));
+  const TaskScratch memory(TaskScratch::kOperands, words * sizeof(uint32_t));
+  uint32_t* left = memory.as<uint32_t>();
   uint32_t* right = left + 2 * next;
   if (!split_columns<V, false>(x, 0, x.columns, panels, right))
     return vector_weight_gradient(dy, 0, dy.columns, x, panels, out);

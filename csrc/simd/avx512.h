@@ -50,6 +50,10 @@ struct Vector16 {
     const __m512 y = _mm512_rcp14_ps(a.v);
     return {_mm512_fmadd_ps(y, _mm512_fnmadd_ps(a.v, y, _mm512_set1_ps(1.f)), y)};
   }
+  // x where a < bound, y elsewhere, also where a is a NaN.
+  friend Vector16 if_less(Vector16 a, Vector16 bound, Vector16 x, Vector16 y) {
+    return {_mm512_mask_mov_ps(y.v, _mm512_cmp_ps_mask(a.v, bound.v, _CMP_LT_OQ), x.v)};
+  }
   // x, or 0 where a < bound; where a is a NaN it is x.
   friend Vector16 zero_if_less(Vector16 a, Vector16 bound, Vector16 x) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, bound.v, _CMP_NLT_UQ), x.v)};

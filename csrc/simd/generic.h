@@ -76,6 +76,7 @@ struct Vector {
     return a;
   }
   friend Vector reciprocal(Vector a) { return set(1) / a; }
+  friend Vector if_less(Vector a, Vector bound, Vector x, Vector y) { return {a.v < bound.v ? x.v : y.v}; }
   friend Vector zero_if_less(Vector a, Vector bound, Vector x) { return {a.v < bound.v ? zero().v : x.v}; }
   friend Vector zero_unless_positive(Vector a, Vector x) { return {a.v <= zero().v ? zero().v : x.v}; }
   friend T sum(Vector a) {

@@ -7,13 +7,18 @@
 #include <memory>
 #include <new>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include "cell/kernels.h"
 #include "cell/plan.h"
+#include "common/bump.h"
 #include "common/interrupt.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
@@ -237,6 +242,25 @@ void test_not_finite(const Named& cell, rmc::Isa isa, rmc::Precision precision) 
   }
 }
 
+// Sizes at which weights or gradient accumulators are more than a thread keeps between calls, with threads that end
+// while others still read them.
+void test_large(const rmc::CellConfig& cell) {
+  struct Size {
+    int64_t width, heads, slots, batch, steps;
+  };
+  for (const Size& s : {Size{2048, 8, 4, 1, 2}, Size{1024, 8, 3, 64, 2}, Size{256, 4, 8, 72, 4}}) {
+    rmc::CellConfig config = cell;
+    config.input_size = s.width, config.slots = s.slots, config.heads = s.heads;
+    config.head_size = config.key_size = s.width / s.heads;
+    Problem<float> problem(config, rmc::supported_isas().back(), rmc::Precision::kFloat32, s.batch, s.steps);
+    problem.run(1, false, false);
+    const std::vector<float> first = problem.results();
+    check(finite(first), "a large cell is finite");
+    problem.run(2, false, false);
+    check(same(first, problem.results()), "two threads give a large cell the bits of one");
+  }
+}
+
 // Two callers at once, each with threads of its own.
 void test_callers(const Named& cell, rmc::Isa isa) {
   const rmc::Precision precision = rmc::Precision::kFloat32;
@@ -313,22 +337,53 @@ void test_interrupt(const Named& cell) {
 // Under the address sanitizer, what lies behind a part of the scratch memory may not be touched, down to the byte.
 void test_red_zones() {
 #ifdef __SANITIZE_ADDRESS__
-  rmc::Bump measure(nullptr);
-  measure.take<char>(100), measure.take<char>(64);
-  char* base = static_cast<char*>(rmc::scratch(rmc::Scratch::kTask, measure.used()));
-  rmc::Bump bump(base);
-  const char* parts[] = {bump.take<char>(100), bump.take<char>(64)};
-  check(!__asan_region_is_poisoned(base, 100), "red zones: a part is free to use");
-  check(__asan_address_is_poisoned(parts[0] + 100), "red zones: the byte behind a part that fills no line");
-  check(parts[1] - parts[0] == 192 && __asan_address_is_poisoned(parts[1] - 1), "red zones: a line between parts");
-  check(__asan_address_is_poisoned(parts[1] + 64), "red zones: the byte behind the last part");
-  rmc::scratch(rmc::Scratch::kTask, measure.used());
-  check(!__asan_region_is_poisoned(base, measure.used()), "red zones: gone with the next use of the memory");
+  auto bind = [](rmc::Bump& bump) {
+    char* part = bump.take<char>(100);
+    return std::pair(part, bump.take<char>(64));
+  };
+  const rmc::TaskScratch memory(rmc::TaskScratch::kTile, rmc::measured(bind));
+  rmc::Bump bump(memory);
+  const auto [first, second] = bind(bump);
+  check(!__asan_region_is_poisoned(first, 100), "red zones: a part is free to use");
+  check(__asan_address_is_poisoned(first + 100), "red zones: the byte behind a part that fills no line");
+  check(second - first == 192 && __asan_address_is_poisoned(second - 1), "red zones: a line between parts");
+  check(__asan_address_is_poisoned(second + 64), "red zones: the byte behind the last part");
 #endif
+}
+
+void test_measured() {
+  const rmc::TaskScratch memory(rmc::TaskScratch::kTile, rmc::measured([](rmc::Bump& bump) { bump.take<char>(64); }));
+  rmc::Bump bump(memory);
+  bump.take<char>(64);
+  bool caught = false;
+  try {
+    bump.take<char>(1);
+  } catch (const std::logic_error&) {
+    caught = true;
+  }
+  check(caught, "a part that was not measured is refused");
+}
+
+// A block of a call outlives those of its tasks, on this thread too, whatever their sizes; another call in the middle
+// of it gets another.
+void test_owners() {
+  for (const size_t size : {size_t{1} << 12, size_t{80} << 20}) {
+    const rmc::CallScratch call(rmc::CallScratch::kWeights, size);
+    std::memset(call.as<char>(), 1, size);
+    for (int i = 0; i < 2; i++) {
+      const rmc::TaskScratch task(rmc::TaskScratch::kTile, size);
+      const rmc::CallScratch inner(rmc::CallScratch::kWeights, size);
+      check(inner.as<char>() != call.as<char>(), "a call in another has memory of its own");
+      std::memset(task.as<char>(), 2, size), std::memset(inner.as<char>(), 3, size);
+    }
+    check(call.as<char>()[0] == 1 && call.as<char>()[size - 1] == 1, "a call keeps its memory");
+  }
 }
 
 int main() {
   test_red_zones();
+  test_measured();
+  test_owners();
   for (const Named& cell : cells()) {
     for (rmc::Isa isa : rmc::supported_isas()) {
       for (rmc::Precision precision : {rmc::Precision::kFloat32, rmc::Precision::kBfloat16}) {
@@ -341,6 +396,7 @@ int main() {
     test_cell<double>(cell, rmc::Isa::kGeneric, rmc::Precision::kFloat64);
     test_not_finite<double>(cell, rmc::Isa::kGeneric, rmc::Precision::kFloat64);
   }
+  test_large(cells().front().config);
   test_callers(cells().front(), rmc::supported_isas().back());
   test_exceptions();
   test_pool();

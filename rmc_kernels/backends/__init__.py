@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import errors
-from rmc_kernels.backends.bound import Attribute, BoundLayer, Place, Surroundings, bind, is_inference
-from rmc_kernels.backends.cpu import CpuBackend, frozen_weights
+from rmc_kernels.backends.cpu import CpuBackend
 from rmc_kernels.backends.plain import active_transform, is_plain
 from rmc_kernels.backends.protocol import HALF_TYPES, Backend, Call
 from rmc_kernels.backends.reference import ReferenceBackend
 from rmc_kernels.backends.triton import TritonBackend
+from rmc_kernels.backends.weights import FrozenWeights, frozen_weights
 from rmc_kernels.spec import CellSpec
 
 __all__ = [
-    "BACKENDS", "CHOICES", "HALF_TYPES", "Attribute", "Backend", "BoundLayer", "Call", "CpuBackend", "Explanation",
-    "Place", "Surroundings", "bind", "choose", "explain", "frozen_weights", "is_inference", "is_plain",
+    "BACKENDS", "CHOICES", "HALF_TYPES", "Backend", "Call", "CpuBackend", "Explanation", "FrozenWeights", "choose",
+    "explain", "frozen_weights", "is_plain",
 ]  # fmt: skip
 
 REFERENCE = ReferenceBackend()
@@ -62,9 +62,9 @@ def explain(spec: CellSpec, x: Tensor) -> Explanation:
         TypeError: `spec` is not a CellSpec or `x` is not a floating-point tensor.
     """
     if not isinstance(spec, CellSpec):
-        raise TypeError(f"spec takes a CellSpec, got {errors.describe(spec)}")
+        raise TypeError(f"spec must be a CellSpec, got {errors.describe(spec)}")
     if not errors.is_tensor("x", x, "a floating-point tensor").is_floating_point():
-        raise TypeError(f"x takes a floating-point tensor, got {errors.describe(x)}")
+        raise TypeError(f"x must be a floating-point tensor, got {errors.describe(x)}")
     chosen: str | None = None
     reasons: dict[str, str] = {}
     for name, backend in BACKENDS.items():
@@ -90,7 +90,7 @@ def choose(name: str, spec: CellSpec, dtype: torch.dtype, device: torch.device) 
         return next(backend for backend in candidates if _why_not(backend, spec, dtype, device) is None)
     reason = _why_not(BACKENDS[name], spec, dtype, device)
     if reason is not None:
-        raise ValueError(f'backend "{name}" cannot serve this call: {reason}; backend="auto" takes one that can')
+        raise ValueError(f'backend "{name}" cannot serve this call: {reason}; backend="auto" chooses one that can')
     return BACKENDS[name]
 
 

@@ -15,23 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmc_kernels.backends import extension
+from rmc_kernels.backends.plain import PLAIN_TYPES, UNWATCHED
 from rmc_kernels.backends.protocol import HALF_TYPES, Call
-from rmc_kernels.backends.weights import addresses, as_read, frozen_block, frozen_weights, readable
+from rmc_kernels.backends.weights import FrozenWeights, addresses, as_read, frozen_block, readable
 from rmc_kernels.spec import CellSpec
 
-__all__ = ["ISAS", "CpuBackend", "allow_amx_split", "bound_step", "cell", "forced_isa", "frozen_weights", "kernels"]
-
-try:
-    from rmc_kernels import _C
-
-    _missing: str | None = None
-    #: The instruction sets of this build and machine, the plainest first.
-    ISAS: tuple[str, ...] = tuple(_C.isas())
-except ImportError as error:  # built without a compiler, or for another Python
-    _C = None  # type: ignore[assignment]
-    _missing = str(error)
-    ISAS = ()
-
+_C = extension.native
+#: The instruction sets of this build and machine, the plainest first.
+ISAS: tuple[str, ...] = tuple(_C.isas()) if _C else ()
 #: Those of them that multiply bf16 numbers. float32 on the first is that of "avx512".
 BFLOAT16_ISAS = tuple(isa for isa in ISAS if isa in ("avx512bf16", "amx"))
 _VECTORS = next((isa for isa in reversed(ISAS) if isa not in BFLOAT16_ISAS), "")
@@ -47,6 +39,8 @@ Kernels = tuple[str, str]
 _KERNELS: list[Kernels] = [
     ("float64", "generic"), *(("bfloat16", isa) for isa in BFLOAT16_ISAS), *(("float32", isa) for isa in ISAS),
 ]  # fmt: skip
+#: torch's table of C functions that tell a tensor's address and layout; torch has it from 2.10 on.
+_TENSORS = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 #: Saved activations begin with the number of the kernels that laid them out.
 _HEADER = 64
 
@@ -78,15 +72,6 @@ def cell(spec: CellSpec, precision: str, isa: str) -> Any:
     config |= {"key_size": spec.key_width, "rows": spec.rows, "gate_style": spec.gate_style or ""}
     config |= {"forget_bias": spec.forget_bias, "input_bias": spec.input_bias}
     return _C.Cell(config, precision, isa)
-
-
-def bound_step(config: dict[str, object]) -> Callable[[object, object, object, bool], Any]:
-    """The step of a cell bound to parameters; it borrows what is in `config`, see `bound.BoundLayer`.
-
-    Raises:
-        ValueError: the parameters do not lie as the C++ code reads them.
-    """
-    return _C.bound_step(config)
 
 
 def kernels(dtype: torch.dtype, forced: str) -> tuple[Kernels, Kernels]:
@@ -122,16 +107,14 @@ class CpuBackend:
 
     def unavailable(self) -> str | None:
         """Why the extension cannot be used, or None."""
-        if _missing is not None:
-            return f"the C++ extension is missing ({_missing}); install with a C++17 compiler to build it"
-        return None
+        return extension.missing
 
     def refuses(self, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str | None:
         """See `Backend.refuses`."""
         if device.type != "cpu":
-            return f"CPU tensors only, got {device}"
+            return f"x must be on the CPU, got {device}"
         if dtype is torch.float64 and not self._test_double:
-            return f"float32, bfloat16 or float16 only, got {dtype}"
+            return f"x must be float32, bfloat16 or float16, got {dtype}"
         return None
 
     def passed_over(self, device: torch.device) -> str | None:
@@ -178,6 +161,35 @@ class CpuBackend:
             (grad.data_ptr(), *pointers[:3]), tuple(pointers[3:]),
         )  # fmt: skip
         return [g if t is None else g.to(t.dtype) for g, t in zip(grads, wanted, strict=True)]
+
+    def frozen_step(
+        self,
+        spec: CellSpec,
+        block: FrozenWeights,
+        initial: Tensor | None,
+        *,
+        flat: bool,
+        ordinary: Callable[[Any, Any, Any], Any],
+    ) -> Callable[[Any, Any, Any], Any] | None:
+        """A step (x, memory, resets) -> (output, memory) with the packed weights of `block`, or None without one.
+
+        Args:
+            spec: the cell.
+            block: the weights.
+            initial: the initial memory [N, D] of every element; None where `ordinary` makes it.
+            flat: whether the output is the memory, flattened; otherwise [B, N, D] in its place.
+            ordinary: serves what the step does not know, such as tensors of other dtypes and devices.
+        """
+        if _TENSORS is None:
+            return None
+        cells = tuple(cell(spec, *kernels) for kernels in self.kernels(block.params[0].dtype))
+        config = {
+            "api": _TENSORS, "cells": cells, "many_rows": AMX_ROWS, "flat": flat, "initial": initial,
+            "matrix": spec.input_rows is not None, "parameter": block.params[0], "ordinary": ordinary,
+            "pack": lambda native: block.packed(native, False), "get_num_threads": torch.get_num_threads,
+            "tensor_types": tuple(PLAIN_TYPES), "quiet": UNWATCHED, "is_neg": Tensor.is_neg,
+        }  # fmt: skip
+        return _C.frozen_step(config)  # type: ignore[no-any-return]
 
     def kernels(self, dtype: torch.dtype) -> tuple[Kernels, Kernels]:
         """Those for calls of fewer than AMX_ROWS memory rows, and for larger ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -26,6 +27,11 @@ def is_plain(*tensors: Tensor) -> bool:
 def is_watched() -> bool:
     """Whether something that traces, fakes or transforms is active."""
     return torch.compiler.is_compiling() or any(function() is not answer for function, answer in UNWATCHED)
+
+
+def is_exporting_onnx() -> bool:
+    """Whether torch.onnx.export is running; asked without loading torch.onnx, which takes 0.1 s."""
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 def active_transform() -> str | None:

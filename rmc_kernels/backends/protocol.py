@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from rmc_kernels.spec import CellSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Types of x and of parameters beside which memories are float32.
 HALF_TYPES = (torch.float16, torch.bfloat16)
@@ -36,6 +39,28 @@ class Call:
     resets: Tensor | None = None
     reset_memory: Tensor | None = None
     dropout_mask: Tensor | None = None
+
+    def flat(self) -> tuple[Tensor | None, ...]:
+        """The tensors one after the other, as autograd and the registered operators are given them."""
+        return (self.lengths, self.resets, self.dropout_mask, self.x, self.memory, self.reset_memory, *self.params)
+
+    @classmethod
+    def from_flat(
+        cls,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        dropout_mask: Tensor | None,
+        x: Tensor,
+        memory: Tensor,
+        reset_memory: Tensor | None,
+        *params: Tensor,
+    ) -> Self:
+        """The call whose `flat()` these are."""
+        return cls(x, memory, params, lengths, resets, reset_memory, dropout_mask)
+
+    def trained(self) -> tuple[Tensor | None, ...]:
+        """The tensors that a backend gives gradients of, in its order."""
+        return (self.x, self.memory, self.reset_memory, *self.params)
 
     @property
     def batch_size(self) -> int:

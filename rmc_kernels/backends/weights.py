@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmc_kernels.backends.plain import is_plain
+
 _lock = Lock()
 
 
@@ -45,9 +47,9 @@ def as_read(tensor: Tensor) -> Tensor:
 class FrozenWeights:
     """Packed weights of parameters that must not change while this exists. Made by `frozen_weights`."""
 
-    def __init__(self, params: Sequence[Tensor]) -> None:
-        self.params = tuple(params)
-        self.versions, self._addresses = _versions(params), addresses(params)
+    def __init__(self, params: Sequence[Tensor], watched: Sequence[Tensor]) -> None:
+        self.params, self._watched = tuple(params), (*params, *watched)
+        self._state = _state(self._watched)
         self._packed: dict[Any, Any] = {}
 
     def matches(self, params: Sequence[Tensor]) -> bool:
@@ -56,7 +58,8 @@ class FrozenWeights:
 
     def check(self) -> None:
         """Raises RuntimeError where a parameter lies elsewhere by now, or torch counted a write to it."""
-        if self.versions != _versions(self.params) or self._addresses != addresses(self.params):
+        now = _state(self._watched)
+        if now != self._state and any(a != b for a, b in zip(self._state, now, strict=True) if None not in (a, b)):
             raise RuntimeError("a parameter was changed inside frozen_weights(); leave the block before training on")
 
     def packed(self, native: Any, backward: bool) -> Any:
@@ -71,30 +74,31 @@ class FrozenWeights:
 
 #: The blocks of `frozen_weights` that are open; replaced, never changed.
 frozen_blocks: tuple[FrozenWeights, ...] = ()
-#: Another object after each replacement of those, and set after it: who remembers this need not keep the blocks alive,
-#: and who read it before the blocks knows them, or will find it changed.
-change = object()
 
 
 @contextmanager
-def frozen_weights(params: Sequence[Tensor]) -> Iterator[None]:
+def frozen_weights(params: Sequence[Tensor], watched: Sequence[Tensor] = ()) -> Iterator[FrozenWeights]:
     """Packs `params` (in the order of `spec.parameter_names`) once for all calls inside the block.
 
-    A change to one of them that torch's version counter sees raises at the next call, and so does `.data` that lies
-    elsewhere; what neither tells (a fused optimizer, a write through `.data`, another view of the same memory) goes
-    unnoticed: leave the block before training on.
+    `FrozenWeights.check` looks for changes to them, and to those `watched` besides; what torch's version counters do
+    not tell (a fused optimizer, a write through `.data`, another view of the same memory) goes unnoticed: leave the
+    block before training on.
+
+    Raises:
+        RuntimeError: a parameter was changed inside another block around this one.
     """
-    global frozen_blocks, change
-    block = FrozenWeights(params)
+    global frozen_blocks
+    around = frozen_block(params)
+    if around is not None:
+        around.check()
+    block = FrozenWeights(params, watched)
     with _lock:
         frozen_blocks = (*frozen_blocks, block)
-        change = object()
     try:
-        yield
+        yield block
     finally:
         with _lock:
             frozen_blocks = tuple(b for b in frozen_blocks if b is not block)
-            change = object()
 
 
 def frozen_block(params: Sequence[Tensor]) -> FrozenWeights | None:
@@ -102,6 +106,8 @@ def frozen_block(params: Sequence[Tensor]) -> FrozenWeights | None:
     return next((block for block in frozen_blocks if block.matches(params)), None)
 
 
-def _versions(params: Sequence[Tensor]) -> tuple[int | None, ...]:
-    """What torch counted of writes; it counts none for inference tensors."""
-    return tuple(None if p.is_inference() else p._version for p in params)
+def _state(tensors: Sequence[Tensor]) -> list[int | None]:
+    """What torch counted of writes to each, and its address; None where it cannot be told, as while torch compiles."""
+    readable = is_plain(*tensors)
+    counts = [None if t.is_inference() else t._version for t in tensors]  # it counts none for inference tensors
+    return [*counts, *(t.data_ptr() if readable else None for t in tensors)]

@@ -36,7 +36,7 @@ class TritonBackend:
         import triton
 
         if TorchVersion(triton.__version__) < LEAST_TRITON:
-            return f"the kernels take triton {LEAST_TRITON} or newer, got {triton.__version__}"
+            return f"triton must be {LEAST_TRITON} or newer, got {triton.__version__}"
         from rmc_kernels.backends.triton import launch
 
         return launch.no_device()
@@ -50,20 +50,20 @@ class TritonBackend:
 
         served = launch.device_type()
         if device.type != served:
-            return f"Triton drives {served} tensors here, got {device}"
+            return f"x must be on {served}, which Triton drives here, got {device}"
         with launch.device_of(device):
             unfit = launch.unfit_device()
         if unfit is not None:
             return unfit
         if dtype not in DTYPES:
-            return f"float32, bfloat16 and float16 only, got {dtype}"
+            return f"x must be float32, bfloat16 or float16, got {dtype}"
         if spec.joint_norm:
             return "the l0sg variant normalises over rows and features jointly, which these kernels do not"
         rows = tiles.live_rows(spec)
         if rows > tiles.MOST_ROWS:
-            return f"at most {tiles.MOST_ROWS} attended rows per batch element fit a tile, got {rows}"
+            return f"attended rows per batch element must be at most {tiles.MOST_ROWS}, those of a tile, got {rows}"
         if spec.parameter_count > MOST_PARAMETERS:
-            return f"at most {MOST_PARAMETERS} parameters, got {spec.parameter_count}"
+            return f"parameters must be at most {MOST_PARAMETERS}, got {spec.parameter_count}"
         return None
 
     def passed_over(self, device: torch.device) -> str | None:

@@ -1,8 +1,0 @@
-#include "bindings.h"
-
-PYBIND11_MODULE(_C, module) {
-  module.doc() = "The C++ part of rmc_kernels: kernels for the CPU, and what the CPU itself can do.";
-  rmc::register_machine(module);
-  rmc::register_cell(module);
-  rmc::register_bound_cell(module);
-}
