@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rmc_kernels.backends.protocol import Call
-from rmc_kernels.spec import CellSpec
+from rmc_kernels.spec import GATE_STYLES, CellSpec
 
 INF, NAN = float("inf"), float("nan")
 VARIANTS = ("sonnet", "textbook", "l0sg", "r2gen")
@@ -22,7 +22,7 @@ def draw_spec(random: Random, variants: tuple[str, ...] = VARIANTS) -> CellSpec:
     variant, heads, head_size = random.choice(variants), random.choice((1, 1, 2, 3)), random.choice(HEAD_SIZES)
     slots, inputs = random.choice((1, 2, 3, 5, 33)), random.choice((1, 3, 5, 8, 9, 16))
     layers, key_size = random.choice((1, 2, 3)), random.choice((None, None, 1, 3, 5, 9))
-    gate_style, blocks = random.choice(("unit", "memory", None)), random.choice((1, 1, 2))
+    gate_style, blocks = random.choice(GATE_STYLES), random.choice((1, 1, 2))
     if variant == "textbook":
         return CellSpec.textbook(random.choice((inputs, heads * head_size)), slots, head_size, heads, mlp_layers=layers)
     if variant == "r2gen":

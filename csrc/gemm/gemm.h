@@ -62,13 +62,13 @@ inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* 
       for (int r = 0; r < R; r++) acc[r][j] = without_padding(acc[r][j], mask, j * W);
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
-    for (int j = 0; j < C; j++) {
+  for (int j = 0; j < C; j++) {
+    const V last = bias ? V::load(bias + j * W) : V::zero();
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
       typename V::T* to = c + (j * R + r) * W;
-      V y = accumulate ? V::load(to) + acc[r][j] : acc[r][j];
-      if (bias) y = y + V::load(bias + j * W);
+      V y = (accumulate ? V::load(to) + acc[r][j] : acc[r][j]) + last;
       if (relu) y = max(V::zero(), y);  // a NaN stays one
       y.store(to);
     }

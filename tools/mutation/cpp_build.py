@@ -29,13 +29,14 @@ _FLAGS = (
 _SOURCES = (
     "cell/kernels.cpp", "cell/plan.cpp", "common/bump.cpp", "common/interrupt.cpp", "common/parallel.cpp",
     "common/profile.cpp", "machine/features.cpp", "machine/isa.cpp", "python/bind_cell.cpp", "python/bind_hooks.cpp",
-    "python/without_gil.cpp",
+    "python/frozen_step.cpp", "python/without_gil.cpp",
 )  # fmt: skip
 _BINDING = """
 #include "python/bindings.h"
 #include "watched.h"
 PYBIND11_MODULE(_C, module) {
   rmc::register_cell(module);
+  rmc::register_frozen_step(module);
   rmc::register_hooks(module);
   module.def("touched", rmc::touched);
 }

@@ -104,7 +104,7 @@ def cpp(backend: backends.Backend, vectors: Sequence[Vector]) -> None:
             raise Killed(f"{batch} elements, {steps} steps")
     if case.x.dtype is torch.float32:
         for name in ("one step, sonnet", "tiles"):
-            _cpp_bound(backend, *by_name[name])
+            _cpp_frozen_step(backend, *by_name[name])
         _cpp_functions()
     _cpp_sizes()
 
@@ -139,14 +139,25 @@ class _Watched:
         return result
 
 
-def _cpp_bound(backend: backends.Backend, case: Case, exact: dict[str, Tensor]) -> None:
-    """Output and final memory of a bound layer that is asked for nothing else."""
-    around = backends.Surroundings(None, (), (), (), (), flat=True, direct=False)
-    bound = backends.BoundLayer(cast(backends.CpuBackend, backend), case.spec, case.call().params, around)
-    with torch.no_grad():
-        output, final = bound.step(None, case.x, case.memory, True)
-    compare(output, exact["memories"].flatten(2), TOLERANCE, "bound")
-    compare(final, exact["memories"][:, -1], TOLERANCE, "bound, final memory")
+def _cpp_frozen_step(backend: backends.Backend, case: Case, exact: dict[str, Tensor]) -> None:
+    """Output and memory of a frozen step, which alone asks for the final memory; from one memory for all, too."""
+    call = case.call()
+    with weights.frozen_weights(call.params) as block, torch.no_grad():
+        step = cast(cpu.CpuBackend, backend).frozen_step(
+            case.spec, block, call.memory[0].contiguous(), flat=True, ordinary=_refused
+        )
+        assert step is not None
+        output, memory = step(call.x[:, 0], call.memory, None)
+        compare(output, exact["memories"][:, 0].flatten(1), TOLERANCE, "frozen step")
+        compare(memory, exact["memories"][:, 0], TOLERANCE, "frozen step, memory")
+        started = step(call.x[:1, 0], None, None)[1]
+        compare(started, exact["memories"][:1, 0], TOLERANCE, "frozen step, initial memory")
+        all_reset = torch.ones(1, dtype=torch.bool)
+        compare(step(call.x[:1, 0], call.memory[-1:], all_reset)[1], started, TOLERANCE, "frozen step, resets")
+
+
+def _refused(*_: object) -> Any:
+    raise Killed("a frozen step does not know its tensors")
 
 
 def _cpp_functions() -> None:
