@@ -393,7 +393,7 @@ def test_the_end_of_the_block(head: str, backend: str) -> None:
 CHANGES: dict[str, Callable[[Any], object]] = {
     "in place": lambda cell: cell.mlp._modules["0"].bias.add_(1),
     "memory swapped": lambda cell: setattr(cell.mlp._modules["0"].weight, "data", torch.randn(16, 16)),
-    "dtype": lambda cell: cell.double(),
+    "dtype": lambda cell: cell.bfloat16(),
     "loaded": lambda cell: cell.load_state_dict({key: value + 1 for key, value in cell.state_dict().items()}),
     "optimizer": lambda cell: torch.optim.SGD([_with_gradient(cell.mlp._modules["1"].weight)], 0.1).step(),
     "learned memory": lambda cell: cell.learned_memory.mul_(2),
@@ -421,7 +421,7 @@ def changeable(change: str, backend: str) -> RelationalMemoryCell:
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_parameter_raises_when_the_block_is_left(change: str, backend: str) -> None:
     cell, x = changeable(change, backend), torch.randn(2, 6)
-    with pytest.raises(RuntimeError, match=r"^a parameter was changed inside frozen_weights\(\); leave the block"):  # noqa: SIM117
+    with pytest.raises(RuntimeError, match=r"^a parameter was changed inside frozen_weights\(\); leave the block"):  # noqa: SIM117, PT012
         with torch.no_grad(), cell.frozen_weights() as frozen:
             frozen.step(x)
             CHANGES[change](cell)
@@ -626,7 +626,7 @@ def test_a_frozen_cell_is_not_copied_but_its_layer_is() -> None:
 
         with model.frozen_weights() as frozen:
             for made in (pickle.dumps, copy.copy, copy.deepcopy):
-                with pytest.raises(TypeError, match="^a FrozenCell cannot be pickled or copied"):
+                with pytest.raises(TypeError, match=r"^a FrozenCell cannot be pickled or copied"):
                     made(frozen)
             copies()
             frozen.step(x, memory)
@@ -883,6 +883,7 @@ def test_fake_tensors(backend: str) -> None:
 @pytest.mark.filterwarnings("ignore")  # torch warns of each shape that a trace takes for a constant
 def test_traces(backend: str) -> None:
     _, cell = pair(backend=backend)
+    cell.requires_grad_(False)  # torch.jit.trace takes no other tensor for a constant
     x, memory, resets = tensors(cell, 3)
     with cell.frozen_weights() as frozen:
 
