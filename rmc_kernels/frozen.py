@@ -22,8 +22,8 @@ class FrozenCell:
     """The step of a layer or cell whose weights are frozen; made by its `frozen_weights()`, which see.
 
     For inference: results have no gradient, attention dropout is off, autocast has no effect, hooks of the layer do not
-    fire, and parametrizations are not evaluated again. Parameters, read head (with its hooks) and backend are those that
-    the layer had on entry. Threads may step at once.
+    fire, and parametrizations are not evaluated again. Parameters, backend and read head (with its hooks) are those
+    that the layer had on entry. Threads may step at once.
     """
 
     def __init__(
