@@ -27,15 +27,15 @@ _FLAGS = (
     "-D__SANITIZE_ADDRESS__",
 )  # fmt: skip
 _SOURCES = (
-    "cell/bind_bound_cell.cpp", "cell/bind_cell.cpp", "cell/kernels.cpp", "cell/plan.cpp", "common/interrupt.cpp",
-    "common/parallel.cpp", "common/profile.cpp", "machine/features.cpp", "machine/isa.cpp", "python/without_gil.cpp",
+    "cell/bind_cell.cpp", "cell/kernels.cpp", "cell/plan.cpp", "common/interrupt.cpp", "common/parallel.cpp",
+    "common/profile.cpp", "machine/features.cpp", "machine/isa.cpp", "python/frozen_step.cpp", "python/without_gil.cpp",
 )  # fmt: skip
 _BINDING = """
 #include "bindings.h"
 #include "watched.h"
 PYBIND11_MODULE(_C, module) {
   rmc::register_cell(module);
-  rmc::register_bound_cell(module);
+  rmc::register_frozen_step(module);
   module.def("touched", rmc::touched);
 }
 """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from unittest.mock import patch
 
 import torch
@@ -104,7 +104,7 @@ def cpp(backend: backends.Backend, vectors: Sequence[Vector]) -> None:
             raise Killed(f"{batch} elements, {steps} steps")
     if case.x.dtype is torch.float32:
         for name in ("one step, sonnet", "tiles"):
-            _cpp_bound(backend, *by_name[name])
+            _cpp_frozen_step(backend, *by_name[name])
         _cpp_functions()
     _cpp_sizes()
 
@@ -139,14 +139,28 @@ class _Watched:
         return result
 
 
-def _cpp_bound(backend: backends.Backend, case: Case, exact: dict[str, Tensor]) -> None:
-    """Output and final memory of a bound layer that is asked for nothing else."""
-    around = backends.Surroundings(None, (), (), (), (), flat=True, direct=False)
-    bound = backends.BoundLayer(cast(backends.CpuBackend, backend), case.spec, case.call().params, around)
-    with torch.no_grad():
-        output, final = bound.step(None, case.x, case.memory, True)
-    compare(output, exact["memories"].flatten(2), TOLERANCE, "bound")
-    compare(final, exact["memories"][:, -1], TOLERANCE, "bound, final memory")
+def _cpp_frozen_step(backend: backends.Backend, case: Case, exact: dict[str, Tensor]) -> None:
+    """A frozen step from the given memory, from the initial one, and where some elements start over."""
+
+    def refused(*_: object) -> NoReturn:
+        raise Killed("a frozen step is refused")
+
+    params, x, memory = case.call().params, case.x[:, 0].contiguous(), case.memory
+    initial, resets = memory[-1].flip(0).contiguous(), torch.arange(len(memory)) % 2 == 0
+    with cpu.frozen_weights(params) as block:
+        step = cast(cpu.CpuBackend, backend).frozen_step(case.spec, block, initial, flat=True, ordinary=refused)
+        if step is None:
+            raise Killed("there is no frozen step")
+        output, final = step(x, memory, None)
+        compare(output, exact["memories"][:, 0].flatten(1), TOLERANCE, "frozen step")
+        compare(final, exact["memories"][:, 0], TOLERANCE, "frozen step, memory")
+        starts = torch.where(resets[:, None, None], initial, memory)
+        for name, found, like in (
+            ("the initial memory", step(x, None, None), step(x, initial.expand_as(memory), None)),
+            ("resets", step(x, memory, resets), step(x, starts, None)),
+        ):
+            for one, other in zip(found, like, strict=True):
+                compare(one, other, TOLERANCE, f"frozen step, {name}")
 
 
 def _cpp_functions() -> None:
