@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -186,7 +186,7 @@ def _lstms(spec: CellSpec, x: Tensor) -> Iterator[tuple[str, Callable[[], Tensor
     yield f"nn.LSTMCell, {hidden} units", lambda: lstm_cell(x, (state[0], state[1]))[0], lstm_cell.parameters()
 
 
-def _empty(x: Tensor, params: list[Tensor], spec: CellSpec) -> Callable[[], Tensor]:
+def _empty(x: Tensor, params: Sequence[Tensor], spec: CellSpec) -> Callable[[], Tensor]:
     """What torch itself asks for a function of x and the parameters, whatever that computes."""
     grads = [torch.zeros_like(tensor) for tensor in (x, *params)]
 
@@ -201,7 +201,7 @@ def _empty(x: Tensor, params: list[Tensor], spec: CellSpec) -> Callable[[], Tens
             assert ctx.saved_tensors
             return tuple(grads)
 
-    return lambda: Empty.apply(x, *params)  # type: ignore[no-untyped-call, no-any-return]
+    return lambda: Empty.apply(x, *params)  # type: ignore[no-untyped-call]
 
 
 def _with_outside(
@@ -216,7 +216,8 @@ def _outside(call: timing.Call, budget: float) -> float:
     """The least wall time of a call outside of C++, over rounds that are short enough for some to be undisturbed."""
     from rmc_kernels import _C  # optional: the backend has run
 
-    found, end = [], time.perf_counter() + budget
+    found: list[float] = []
+    end = time.perf_counter() + budget
     _C.time_calls(True)
     try:
         while not found or time.perf_counter() < end:

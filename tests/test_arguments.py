@@ -105,7 +105,7 @@ def test_an_unknown_argument() -> None:
     with pytest.raises(TypeError, match="no argument 'slots'"):
         _layer(slots=3)
     with pytest.raises(TypeError, match="no argument 'num_heads'"):
-        RelationalMemory.from_spec(SPECS["sonnet"], num_heads=2)
+        RelationalMemory.from_spec(SPECS["sonnet"], num_heads=2)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="spec must be a CellSpec"):
         RelationalMemory.from_spec("sonnet")  # type: ignore[arg-type]
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from rmc_kernels import RelationalMemory, RelationalMemoryCell
+from rmc_kernels.backends import cpu
 from rmc_kernels.benchmarks import eager, timing, uses
 from rmc_kernels.benchmarks.command import bench
 from rmc_kernels.spec import CellSpec
@@ -42,7 +44,7 @@ def test_every_contestant_of_a_table_is_timed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_is_outside_is_the_least_wall_time_that_is_not_in_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    extension: Any = uses.cpu._C
+    extension: Any = cpu._C
     clock, inside, calls = 0, 0, 0
 
     def call() -> None:  # 500 ns, of which 300 are in C++; 700 in the first round
@@ -62,15 +64,15 @@ def test_what_is_outside_is_the_least_wall_time_that_is_not_in_cpp(monkeypatch: 
         patch.setattr(time, "perf_counter", lambda: 1e-9 * clock)
         calls = 0
         assert uses._outside(call, 20e-6) == pytest.approx(200e-9)
-    layer, x = uses.RelationalMemory.from_spec(uses.TINY, backend="cpu"), torch.randn(1, 1, uses.INPUTS)
+    layer, x = RelationalMemory.from_spec(uses.TINY, backend="cpu"), torch.randn(1, 1, uses.INPUTS)
     assert uses._outside(lambda: layer(x), 0) > 0
     layer(x)
     assert extension.call_nanoseconds() == 0  # the clock is off again
 
 
 def test_the_clock_is_off_after_an_error() -> None:
-    extension: Any = uses.cpu._C
-    layer, x = uses.RelationalMemory.from_spec(uses.TINY, backend="cpu"), torch.randn(1, 1, uses.INPUTS)
+    extension: Any = cpu._C
+    layer, x = RelationalMemory.from_spec(uses.TINY, backend="cpu"), torch.randn(1, 1, uses.INPUTS)
 
     def call() -> None:
         layer(x)
@@ -84,7 +86,7 @@ def test_the_clock_is_off_after_an_error() -> None:
 
 
 def test_the_empty_function_has_as_many_gradients_as_the_cell() -> None:
-    cell = uses.RelationalMemoryCell.from_spec(uses.TINY)
+    cell = RelationalMemoryCell.from_spec(uses.TINY)
     x, params = torch.randn(2, uses.INPUTS), list(cell.parameters())
     output = uses._empty(x, params, uses.TINY)()
     assert output.numel() == cell(x)[0].numel()

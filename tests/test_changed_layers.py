@@ -223,7 +223,7 @@ CELL_CHANGES: list[tuple[Callable[[Any], Any], Callable[[Tensor], Tensor]]] = [
     (lambda cell: cell.register_forward_hook(lambda _, given, out: (out[0] + 1, out[1])), lambda out: out + 1),
     (
         lambda cell: nn.modules.module.register_module_forward_hook(
-            lambda module, _, out: (out[0] + 1, out[1]) if module is cell else None
+            lambda module, _, out: (out[0] + 1, out[1]) if module is cell else None  # type: ignore[arg-type]
         ),
         lambda out: out + 1,
     ),

@@ -60,7 +60,7 @@ def test_threads_give_large_cells_the_same_bits(size: tuple[int, ...], threads: 
     for count in (1, 2):
         threads(count)
         found.append(evaluate(drawn, by_backend("cpu", case)))
-    same_bits(*found)
+    same_bits(found[0], found[1])
     eager, exact = (by_eager(case.spec)(d.call)[0] for d in (drawn, drawn.wide()))
     compared = criterion(found[0]["memories"], eager, exact)
     assert compared.ok, compared

@@ -246,6 +246,7 @@ def test_results_are_tensors_like_any(head: str, mode: Callable[[], Any], backen
     if mode is not torch.inference_mode:
         leaf = got[1].requires_grad_()
         leaf.square().sum().backward()
+        assert leaf.grad is not None
         assert torch.equal(leaf.grad, 2 * leaf)
 
 
@@ -323,7 +324,7 @@ def test_errors(head: str, case: int, backend: str) -> None:
             if not (rows is None or memory is None):  # where it is None, one was drawn
                 assert torch.equal(torch.get_rng_state(), before)
             with pytest.raises(TypeError, match="positional"):
-                frozen.step(torch.zeros(2, 5), None, None)  # type: ignore[misc]
+                frozen.step(torch.zeros(2, 5), None, None)  # type: ignore[call-arg]
 
 
 @NEEDS_CPU
@@ -408,8 +409,8 @@ def _with_gradient(parameter: Tensor) -> Tensor:
     return parameter
 
 
-def changeable(change: str, backend: str) -> RelationalMemoryCell:
-    cell = RelationalMemoryCell(6, 3, 8, 2, backend=backend, initial_memory="learned", read_head="weighted").eval()
+def changeable(change: str, backend: str) -> Any:
+    cell: Any = RelationalMemoryCell(6, 3, 8, 2, backend=backend, initial_memory="learned", read_head="weighted").eval()
     if change == "pruned":
         prune.l1_unstructured(cell.mlp._modules["0"], "weight", 0.5)
     if change == "parametrized":
@@ -510,7 +511,8 @@ def in_the_middle(monkeypatch: pytest.MonkeyPatch, block: Callable[[], None]) ->
     cell = RelationalMemoryCell(6, 3, 8, 2, backend="cpu", dtype=torch.bfloat16)
     x, memory, resets = tensors(cell, 4)
     want = ordinary(cell, x, memory, resets)
-    inside, go_on, found = threading.Barrier(3), threading.Event(), []
+    inside, go_on = threading.Barrier(3), threading.Event()
+    found: list[Made | BaseException] = []
     widen = Tensor.float
 
     def wait(tensor: Tensor) -> Tensor:
@@ -835,8 +837,9 @@ def test_subclasses_of_tensors(backend: str) -> None:
         for given in ((x.as_subclass(Mine), memory, resets), (x, memory.as_subclass(Mine), resets.as_subclass(Mine))):
             found = frozen.step(*given[:2], resets=given[2])
             same((found[0].as_subclass(Tensor), found[1].as_subclass(Tensor)), want)
-    cell.input_gate.weight = nn.Parameter(cell.input_gate.weight.detach().as_subclass(Mine))
-    assert type(cell.input_gate.weight) is Mine
+    gate: Any = cell.input_gate
+    gate.weight = nn.Parameter(gate.weight.detach().as_subclass(Mine))
+    assert type(gate.weight) is Mine
     with cell.frozen_weights() as frozen:
         found = frozen.step(x, memory, resets=resets)
         same((found[0].as_subclass(Tensor), found[1].as_subclass(Tensor)), want)

@@ -92,7 +92,7 @@ def cpp(backend: backends.Backend, vectors: Sequence[Vector]) -> None:
         case, exact = by_name[name]
         turned = {key: value.mT.contiguous().mT for key, value in case.params.items() if value.dim() == 2}
         frozen = replace(case, params=case.params | turned)  # packed weights are all that can be read
-        with cpu.frozen_weights(frozen.call().params):
+        with backends.frozen_weights(frozen.call().params):
             compare_all(outcome(watched, frozen, False), exact, f"frozen weights, {name}")
     for wanted in ("x", "memory", "blocks.0.qkv.weight"):
         compare_all(outcome(watched, case, False, {wanted}), exact, f"{wanted} alone")
@@ -147,7 +147,7 @@ def _cpp_frozen_step(backend: backends.Backend, case: Case, exact: dict[str, Ten
 
     params, x, memory = case.call().params, case.x[:, 0].contiguous(), case.memory
     initial, resets = memory[-1].flip(0).contiguous(), torch.arange(len(memory)) % 2 == 0
-    with cpu.frozen_weights(params) as block:
+    with backends.frozen_weights(params) as block:
         step = cast(cpu.CpuBackend, backend).frozen_step(case.spec, block, initial, flat=True, ordinary=refused)
         if step is None:
             raise Killed("there is no frozen step")
