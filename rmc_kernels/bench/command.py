@@ -137,7 +137,7 @@ def time_uses(
     out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
     document: Annotated[Path | None, typer.Option(help="Markdown file with <!-- uses -->.", exists=True)] = None,
 ) -> None:
-    """Time half types, one step at a time, and another process on a core."""
+    """Time half types, one step at a time, a step of training, and another process on a core."""
     for name in names or ():
         if name not in uses.USES:
             raise typer.BadParameter(f"names takes some of {', '.join(uses.USES)}; got {name!r}")

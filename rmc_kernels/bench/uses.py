@@ -1,7 +1,7 @@
-"""The three uses that the CPU backend is chosen for: half types, one step at a time, and a machine with other work.
+"""What the CPU backend is chosen for: half types, one step at a time, a step of training, a machine with other work.
 
 Each is a table of its own, as none fits the list of cases: they compare dtypes, need the bare C++ call, or another
-process. Contestants take turns, as everywhere here; figures are medians.
+process. Contestants take turns, as everywhere here; figures are medians, but for the time outside of the kernel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -30,7 +30,9 @@ from rmc_kernels.spec import CellSpec
 INPUTS = 64
 LARGE = CellSpec.sonnet(INPUTS, 8, 64, 4)
 SMALL = CellSpec.sonnet(INPUTS, 4, 32, 4)
+TINY = CellSpec.sonnet(INPUTS, 4, 4, 4)
 _BURN = "while True: pass"
+_ROUND = 10  # calls
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,14 @@ class Figure:
     """One cell of a table.
 
     Attributes:
-        use: "half", "step" or "busy".
+        use: "half", "step", "train" or "busy".
         case: the sizes, as shown.
         contestant: who was timed.
         seconds: the median of one call.
-        ratio: over the case's yardstick: the eager loop's time over this one, the bare C++ call's under it, or the time
-            of the same contestant alone under it.
-        besides: what of the time is outside of the kernel, in seconds, for steps of a bound layer.
+        ratio: the eager loop's time over this one; or this one over the time of the bare C++ call, of the empty
+            function, or of the same contestant alone.
+        outside: the least time of a call outside of the C++ code, in seconds; all of it for the empty function, None
+            for contestants of others.
     """
 
     use: str
@@ -52,7 +55,7 @@ class Figure:
     contestant: str
     seconds: float
     ratio: float
-    besides: float | None = None
+    outside: float | None = None
 
 
 def half(budget: float) -> list[Figure]:
@@ -100,29 +103,35 @@ def _half_calls(batch: int, steps: int, training: bool) -> Iterator[tuple[str, t
 def step(budget: float) -> list[Figure]:
     """One step at a time without gradients, one thread; ratio: this time over the bare C++ call's."""
     figures = []
-    for spec in (SMALL, LARGE):
-        for batch in (1, 4, 16, 64):
-            with ExitStack() as frozen:
-                calls = dict(_step_calls(spec, batch, frozen))
-                with torch.inference_mode():
-                    timed = _against("step", f"B={batch}, {_sizes(spec)}", calls, "C++ call", budget, False)
-                    bound = {name: _besides(calls[name], budget / 4) for name in _BOUND}
-            figures += [replace(figure, besides=bound.get(figure.contestant)) for figure in timed]
+    for spec in (TINY, SMALL, LARGE):
+        for batch in (1, 16, 64):
+            with ExitStack() as blocks, torch.no_grad():
+                calls = dict(_step_calls(spec, batch, blocks))
+                figures += _with_outside("step", f"B={batch}, {_sizes(spec)}", calls, "C++ call", _STEPS, budget)
     return figures
 
 
-#: Contestants of `step` whose every call is a step of a bound layer.
-_BOUND = ("cell, frozen", "layer, T=1, frozen")
+def train(budget: float) -> list[Figure]:
+    """One step with gradients of all parameters, one thread; ratio: this time over that of a function that is empty."""
+    figures = []
+    for spec in (TINY, SMALL, LARGE):
+        for batch in (1, 16):
+            calls = dict(_train_calls(spec, batch))
+            figures += _with_outside("train", f"B={batch}, {_sizes(spec)}", calls, _EMPTY, (*_CALLS, _EMPTY), budget)
+    return figures
 
 
-def _step_calls(spec: CellSpec, batch: int, frozen: ExitStack) -> Iterator[tuple[str, timing.Call]]:
-    cell, free = (RelationalMemoryCell.from_spec(spec, backend="cpu") for _ in range(2))
-    layer = RelationalMemory.from_spec(spec, backend="cpu")
-    x, memory = torch.randn(batch, INPUTS), cell.initial_memory(batch)
+_CALLS = ("cell", "layer, T=1")
+_STEPS = ("frozen.step", "frozen.step, resets", *_CALLS)
+_EMPTY = "empty autograd.Function"
+
+
+def _step_calls(spec: CellSpec, batch: int, blocks: ExitStack) -> Iterator[tuple[str, timing.Call]]:
+    cell, layer = _cell_and_layer(spec)
+    x, memory, resets = torch.randn(batch, INPUTS), cell.initial_memory(batch), torch.arange(batch) % 8 == 0
     sequence = x[:, None].clone()
+    frozen = blocks.enter_context(RelationalMemoryCell.from_spec(spec, backend="cpu").frozen_weights())
     params = {name: value.detach() for name, value in cell.named_parameters()}
-    for kept in (cell, layer):
-        frozen.enter_context(kept.frozen_weights())
     kernels = cpu.kernels(torch.float32, cpu.forced_isa)[batch * spec.mem_slots >= cpu.AMX_ROWS]
     native = cpu.cell(spec, *kernels)
     pointers = tuple(params[name].data_ptr() for name in spec.parameter_names)
@@ -130,37 +139,97 @@ def _step_calls(spec: CellSpec, batch: int, frozen: ExitStack) -> Iterator[tuple
     tensors = (x.data_ptr(), memory.data_ptr(), 0, 0, 0, 0)
     row, gate = eager.hoist(sequence, params, spec)
     compiled = eager.compiled_step()
-    hidden = equal_hidden_size(spec.parameter_count, INPUTS, 4)
-    lstm, state = nn.LSTMCell(INPUTS, hidden), (torch.zeros(batch, hidden), torch.zeros(batch, hidden))
 
     def bare(weights: Any) -> timing.Call:
         return lambda: native.forward((batch, 1, 1), tensors, pointers, weights, out.data_ptr(), 0, 0)
 
     yield "C++ call", bare(packed)
-    yield _BOUND[0], lambda: cell(x, memory)
-    yield _BOUND[1], lambda: layer(sequence, memory)
+    yield _STEPS[0], lambda: frozen.step(x, memory)
+    yield _STEPS[1], lambda: frozen.step(x, memory, resets=resets)
     yield "C++ call that packs", bare(None)
-    yield "cell", lambda: free(x, memory)
+    yield _CALLS[0], lambda: cell(x, memory)
+    yield _CALLS[1], lambda: layer(sequence, memory)
     yield "eager", lambda: eager.unroll(sequence, memory, params, spec)
     yield "compile, without the input", lambda: compiled(memory, row, gate, params, spec)
-    yield f"nn.LSTMCell, {hidden} units", lambda: lstm(x, state)
+    for name, run, _ in _lstms(spec, x):
+        yield name, run
 
 
-def _besides(call: timing.Call, budget: float) -> float:
-    """The median wall time of a call outside of its kernel, whose own time varies by more than that."""
+def _train_calls(spec: CellSpec, batch: int) -> Iterator[tuple[str, timing.Call]]:
+    cell, layer = _cell_and_layer(spec)
+    x, memory = torch.randn(batch, INPUTS), cell.initial_memory(batch)
+    sequence = x[:, None].clone()
+    params = dict(cell.named_parameters())
+
+    def trained(run: Callable[[], Tensor], leaves: Iterable[Tensor]) -> timing.Call:
+        wanted, grad = list(leaves), torch.ones_like(run())
+        return lambda: torch.autograd.grad(run(), wanted, grad)
+
+    yield _CALLS[0], trained(lambda: cell(x, memory)[0], cell.parameters())
+    yield _CALLS[1], trained(lambda: layer(sequence, memory)[0], layer.parameters())
+    yield _EMPTY, trained(_empty(x, list(params.values()), spec), params.values())
+    yield "eager", trained(lambda: eager.unroll(sequence, memory, params, spec), params.values())
+    for name, run, leaves in _lstms(spec, x):
+        yield name, trained(run, leaves)
+
+
+def _cell_and_layer(spec: CellSpec) -> tuple[RelationalMemoryCell, RelationalMemory]:
+    return RelationalMemoryCell.from_spec(spec, backend="cpu"), RelationalMemory.from_spec(spec, backend="cpu")
+
+
+def _lstms(spec: CellSpec, x: Tensor) -> Iterator[tuple[str, Callable[[], Tensor], Iterable[Tensor]]]:
+    """nn.LSTM with T = 1 and nn.LSTMCell with as many parameters as the cell: name, call, parameters."""
+    hidden = equal_hidden_size(spec.parameter_count, INPUTS, 4)
+    state, sequence = torch.zeros(2, len(x), hidden), x[:, None].clone()
+    lstm, lstm_cell = nn.LSTM(INPUTS, hidden, batch_first=True), nn.LSTMCell(INPUTS, hidden)
+    yield f"nn.LSTM, T=1, {hidden} units", lambda: lstm(sequence, (state[:1], state[1:]))[0], lstm.parameters()
+    yield f"nn.LSTMCell, {hidden} units", lambda: lstm_cell(x, (state[0], state[1]))[0], lstm_cell.parameters()
+
+
+def _empty(x: Tensor, params: Sequence[Tensor], spec: CellSpec) -> Callable[[], Tensor]:
+    """What torch itself asks for a function of x and the parameters, whatever that computes."""
+    grads = [torch.zeros_like(tensor) for tensor in (x, *params)]
+
+    class Empty(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+            ctx.save_for_backward(*tensors)
+            return tensors[0].new_empty(len(x), 1, spec.mem_slots, spec.mem_size)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+            assert ctx.saved_tensors
+            return tuple(grads)
+
+    return lambda: Empty.apply(x, *params)  # type: ignore[no-untyped-call]
+
+
+def _with_outside(
+    use: str, case: str, calls: dict[str, timing.Call], yardstick: str, ours: Iterable[str], budget: float
+) -> list[Figure]:
+    figures = _against(use, case, calls, yardstick, budget, False)
+    outside = {name: _outside(calls[name], budget / 4) for name in ours}
+    return [replace(figure, outside=outside.get(figure.contestant)) for figure in figures]
+
+
+def _outside(call: timing.Call, budget: float) -> float:
+    """The least wall time of a call outside of C++, over rounds that are short enough for some to be undisturbed."""
     from rmc_kernels import _C  # optional: the backend has run
 
-    _C.time_steps(True)
+    found: list[float] = []
+    end = time.perf_counter() + budget
+    _C.time_calls(True)
     try:
-        taken: list[int] = []
-        end = time.perf_counter() + budget
-        while not taken or time.perf_counter() < end:
+        while not found or time.perf_counter() < end:
+            _C.call_nanoseconds()
             start = time.perf_counter_ns()
-            call()
-            taken.append(time.perf_counter_ns() - start - _C.step_nanoseconds())
+            for _ in range(_ROUND):
+                call()
+            taken = time.perf_counter_ns() - start
+            found.append((taken - _C.call_nanoseconds()) / _ROUND)
     finally:
-        _C.time_steps(False)
-    return 1e-9 * statistics.median(taken)
+        _C.time_calls(False)
+    return 1e-9 * min(found)
 
 
 def busy(budget: float) -> list[Figure]:
@@ -207,6 +276,7 @@ class Use(NamedTuple):
 USES = {
     "half": Use("Half types, one thread", "times faster than eager float32", half),
     "step": Use("One step, one thread, no gradients", "times the C++ call with packed weights", step),
+    "train": Use("One step with gradients, one thread", "times an empty autograd.Function", train),
     "busy": Use("Another process on one core", "times the time alone", busy),
 }
 _BEGIN, _END = "<!-- uses -->", "<!-- /uses -->"
@@ -218,16 +288,16 @@ def markdown(figures: Iterable[Figure]) -> str:
     for name, use in USES.items():
         rows = [figure for figure in figures if figure.use == name]
         if rows:
-            besides = any(figure.besides is not None for figure in rows)
-            titles = ["case", "contestant", "us a call", use.ratio, *["us outside of the kernel"] * besides]
+            outside = any(figure.outside is not None for figure in rows)
+            titles = ["case", "contestant", "us a call", use.ratio, *["us outside of the kernel"] * outside]
             cells = [_cells(figure)[: len(titles)] for figure in rows]
             lines += [f"### {use.title}", "", table(titles, cells, numbers=len(titles) - 2), ""]
     return "\n".join(lines)
 
 
 def _cells(figure: Figure) -> list[str]:
-    besides = "" if figure.besides is None else f"{figure.besides * 1e6:.1f}"
-    return [figure.case, figure.contestant, f"{figure.seconds * 1e6:.1f}", f"{figure.ratio:.2f}", besides]
+    outside = "" if figure.outside is None else f"{figure.outside * 1e6:.1f}"
+    return [figure.case, figure.contestant, f"{figure.seconds * 1e6:.1f}", f"{figure.ratio:.2f}", outside]
 
 
 def within(text: str, figures: Iterable[Figure]) -> str:
@@ -239,7 +309,7 @@ def within(text: str, figures: Iterable[Figure]) -> str:
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        raise ValueError(f"the document takes the markers {_BEGIN} and {_END}")
+        raise ValueError(f"the document must have the markers {_BEGIN} and {_END}")
     return f"{before}{_BEGIN}\n{markdown(figures)}\n{_END}{after}"
 
 

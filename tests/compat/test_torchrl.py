@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -100,6 +102,55 @@ def test_rollouts(backend: str) -> None:
         again = module(rollout.select("seen", "memory", "is_init"))
     assert torch.equal(again["features"], rollout["features"])
     assert torch.equal(again["next", "memory"][:, -1], rollout["next", "memory"][:, -1])
+    torch.manual_seed(0)
+    ordinary = env.rollout(7, TensorDictSequential(module, readout), break_when_any_done=False)
+    torch.manual_seed(0)
+    with module.frozen_weights():
+        frozen = env.rollout(7, TensorDictSequential(module, readout), break_when_any_done=False)
+    assert torch.equal(frozen["features"], ordinary["features"])
+    assert torch.equal(frozen["next", "memory"], ordinary["next", "memory"])
+
+
+@EVERY_BACKEND
+@EVERY_VARIANT
+def test_frozen_steps(variant: str, backend: str) -> None:
+    """Single steps inside the block are steps of the object, without gradient; sequences and copies are not."""
+    module, x = _module(variant, backend), inputs()
+    assert module.layer(x)[0].requires_grad
+
+    def step(module: Any, memory: Tensor | None) -> Any:
+        given = {"seen": x[:, 0], "is_init": IS_INIT[:, 0, None]} | ({} if memory is None else {"memory": memory})
+        found = module(tensordict.TensorDict(given, batch_size=[BATCH]))
+        return found["features"], found["next", "memory"]
+
+    def sequence(module: Any) -> Tensor:
+        module.default_recurrent_mode = True
+        found = module(tensordict.TensorDict({"seen": x, "is_init": IS_INIT[..., None]}, batch_size=[BATCH, STEPS]))
+        module.default_recurrent_mode = False
+        features: Tensor = found["features"]
+        return features
+
+    carried = inputs(BATCH, 3, 8, seed=2)
+    with torch.no_grad():
+        wants = [step(module, carried), step(module, None)]
+    with module.frozen_weights():
+        for found, want in zip((step(module, carried), step(module, None)), wants, strict=True):
+            for ours, theirs in zip(found, want, strict=True):
+                assert torch.equal(ours, theirs)
+                assert not ours.requires_grad
+        with module.frozen_weights():
+            assert not step(module, carried)[0].requires_grad
+        assert not step(module, carried)[0].requires_grad
+        assert sequence(module).requires_grad
+        for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            assert step(other, carried)[0].requires_grad
+    assert step(module, carried)[0].requires_grad
+    with pytest.raises(KeyError), module.frozen_weights():
+        raise KeyError
+    assert step(module, carried)[0].requires_grad
+    with pytest.raises(RuntimeError, match="changed inside"), module.frozen_weights(), torch.no_grad():
+        module.layer.learned_memory.add_(1)
+    assert step(module, carried)[0].requires_grad
 
 
 def test_shapes_modes_and_errors() -> None:

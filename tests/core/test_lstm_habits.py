@@ -291,8 +291,12 @@ def test_calls_with_the_arguments_of_others_say_what_to_do_instead(name: str, me
             for arguments in ((start,), (start, memory), ()):
                 with pytest.raises(TypeError, match=f"{type(call).__name__} has no argument '{name}'; .*{message}"):
                     call(*arguments, **{name: memory})
-        if name in ("mask", "dones"):
-            with pytest.raises(TypeError, match=r"; rmc_kernels.RelationalMemory takes"):
+        ours = {
+            "mask": "; rmc_kernels.RelationalMemory takes lengths",
+            "dones": r"; pass resets, .* or \[B\] of a cell",
+        }
+        if name in ours:
+            with pytest.raises(TypeError, match=ours[name]):
                 cell(x[:, 0], **{name: memory})
         with pytest.raises(TypeError, match=r"x.* 4 were given|too many .*; pass lengths, resets, return_attention by"):
             made(x, memory, torch.ones(BATCH))

@@ -28,10 +28,13 @@ def test_acting_equals_learning(variant: str, backend: str) -> None:
     begins[0] = torch.tensor([False, False, True, False, False, False])
     whole, final = made(x, carried, resets=begins)
     memory = carried
-    with made.frozen_weights():
+    with made.frozen_weights() as frozen:
         for t in range(STEPS):
-            output, memory = made(x[:, t : t + 1], memory, resets=begins[:, t : t + 1])
-            assert torch.equal(output[:, 0], whole[:, t])
+            called, after = made(x[:, t : t + 1], memory, resets=begins[:, t : t + 1])
+            output, memory = frozen.step(x[:, t], memory, resets=begins[:, t])
+            assert torch.equal(output, whole[:, t])
+            assert torch.equal(output, called[:, 0])
+            assert torch.equal(memory, after)
     assert torch.equal(memory, final)
     close(whole[:1, 2:], made(x[:1, 2:])[0])
     close(whole[:1, :2], made(x[:1, :2], carried[:1])[0])

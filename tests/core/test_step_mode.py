@@ -246,6 +246,7 @@ def test_results_are_tensors_like_any(head: str, mode: Callable[[], Any], backen
     if mode is not torch.inference_mode:
         leaf = got[1].requires_grad_()
         leaf.square().sum().backward()
+        assert leaf.grad is not None
         assert torch.equal(leaf.grad, 2 * leaf)
 
 
@@ -323,7 +324,7 @@ def test_errors(head: str, case: int, backend: str) -> None:
             if not (rows is None or memory is None):  # where it is None, one was drawn
                 assert torch.equal(torch.get_rng_state(), before)
             with pytest.raises(TypeError, match="positional"):
-                frozen.step(torch.zeros(2, 5), None, None)  # type: ignore[misc]
+                frozen.step(torch.zeros(2, 5), None, None)  # type: ignore[call-arg]
 
 
 @NEEDS_CPU
@@ -393,7 +394,7 @@ def test_the_end_of_the_block(head: str, backend: str) -> None:
 CHANGES: dict[str, Callable[[Any], object]] = {
     "in place": lambda cell: cell.mlp._modules["0"].bias.add_(1),
     "memory swapped": lambda cell: setattr(cell.mlp._modules["0"].weight, "data", torch.randn(16, 16)),
-    "dtype": lambda cell: cell.double(),
+    "dtype": lambda cell: cell.bfloat16(),
     "loaded": lambda cell: cell.load_state_dict({key: value + 1 for key, value in cell.state_dict().items()}),
     "optimizer": lambda cell: torch.optim.SGD([_with_gradient(cell.mlp._modules["1"].weight)], 0.1).step(),
     "learned memory": lambda cell: cell.learned_memory.mul_(2),
@@ -408,8 +409,8 @@ def _with_gradient(parameter: Tensor) -> Tensor:
     return parameter
 
 
-def changeable(change: str, backend: str) -> RelationalMemoryCell:
-    cell = RelationalMemoryCell(6, 3, 8, 2, backend=backend, initial_memory="learned", read_head="weighted").eval()
+def changeable(change: str, backend: str) -> Any:
+    cell: Any = RelationalMemoryCell(6, 3, 8, 2, backend=backend, initial_memory="learned", read_head="weighted").eval()
     if change == "pruned":
         prune.l1_unstructured(cell.mlp._modules["0"], "weight", 0.5)
     if change == "parametrized":
@@ -421,7 +422,7 @@ def changeable(change: str, backend: str) -> RelationalMemoryCell:
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_parameter_raises_when_the_block_is_left(change: str, backend: str) -> None:
     cell, x = changeable(change, backend), torch.randn(2, 6)
-    with pytest.raises(RuntimeError, match=r"^a parameter was changed inside frozen_weights\(\); leave the block"):  # noqa: SIM117
+    with pytest.raises(RuntimeError, match=r"^a parameter was changed inside frozen_weights\(\); leave the block"):  # noqa: SIM117, PT012
         with torch.no_grad(), cell.frozen_weights() as frozen:
             frozen.step(x)
             CHANGES[change](cell)
@@ -510,7 +511,8 @@ def in_the_middle(monkeypatch: pytest.MonkeyPatch, block: Callable[[], None]) ->
     cell = RelationalMemoryCell(6, 3, 8, 2, backend="cpu", dtype=torch.bfloat16)
     x, memory, resets = tensors(cell, 4)
     want = ordinary(cell, x, memory, resets)
-    inside, go_on, found = threading.Barrier(3), threading.Event(), []
+    inside, go_on = threading.Barrier(3), threading.Event()
+    found: list[Made | BaseException] = []
     widen = Tensor.float
 
     def wait(tensor: Tensor) -> Tensor:
@@ -626,7 +628,7 @@ def test_a_frozen_cell_is_not_copied_but_its_layer_is() -> None:
 
         with model.frozen_weights() as frozen:
             for made in (pickle.dumps, copy.copy, copy.deepcopy):
-                with pytest.raises(TypeError, match="^a FrozenCell cannot be pickled or copied"):
+                with pytest.raises(TypeError, match=r"^a FrozenCell cannot be pickled or copied"):
                     made(frozen)
             copies()
             frozen.step(x, memory)
@@ -835,8 +837,9 @@ def test_subclasses_of_tensors(backend: str) -> None:
         for given in ((x.as_subclass(Mine), memory, resets), (x, memory.as_subclass(Mine), resets.as_subclass(Mine))):
             found = frozen.step(*given[:2], resets=given[2])
             same((found[0].as_subclass(Tensor), found[1].as_subclass(Tensor)), want)
-    cell.input_gate.weight = nn.Parameter(cell.input_gate.weight.detach().as_subclass(Mine))
-    assert type(cell.input_gate.weight) is Mine
+    gate: Any = cell.input_gate
+    gate.weight = nn.Parameter(gate.weight.detach().as_subclass(Mine))
+    assert type(gate.weight) is Mine
     with cell.frozen_weights() as frozen:
         found = frozen.step(x, memory, resets=resets)
         same((found[0].as_subclass(Tensor), found[1].as_subclass(Tensor)), want)
@@ -883,6 +886,7 @@ def test_fake_tensors(backend: str) -> None:
 @pytest.mark.filterwarnings("ignore")  # torch warns of each shape that a trace takes for a constant
 def test_traces(backend: str) -> None:
     _, cell = pair(backend=backend)
+    cell.requires_grad_(False)  # torch.jit.trace takes no other tensor for a constant
     x, memory, resets = tensors(cell, 3)
     with cell.frozen_weights() as frozen:
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmc_kernels.backends import BACKENDS, cpu, weights
+from rmc_kernels.backends import BACKENDS, cpu, frozen_weights
 from rmc_kernels.backends.cpu import CpuBackend
 from rmc_kernels.backends.protocol import Call
 from rmc_kernels.spec import CellSpec
@@ -450,7 +450,7 @@ def test_frozen_weights() -> None:
     spec = SPECS["sonnet"]
     call, grad = make(spec, 3, 4)
     want = everything(CpuBackend(), spec, call, grad)
-    with weights.frozen_weights(call.params):
+    with frozen_weights(call.params):
         for _ in range(2):
             same_bits(want, everything(CpuBackend(), spec, call, grad))
         other, other_grad = make(spec, 3, 4, seed=1)
@@ -468,7 +468,7 @@ def test_frozen_weights_that_cannot_be_read_in_place(steps: int) -> None:
     call, grad = make(spec, 3, steps)
     want = everything(CpuBackend(), spec, call, grad)
     call = replace(call, params=tuple(p.mT.contiguous().mT if p.dim() == 2 else p for p in call.params))
-    with weights.frozen_weights(call.params):
+    with frozen_weights(call.params):
         same_bits(want, everything(CpuBackend(), spec, call, grad))
 
 

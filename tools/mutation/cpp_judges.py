@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from rmc_kernels import CellSpec, backends
-from rmc_kernels.backends import Call, cpu, weights
+from rmc_kernels.backends import Call, cpu
 from tests.cases import SPECS, VARIANTS, Case, draw
 from tools.mutation.judges import (
     OPTIONS,
@@ -92,7 +92,7 @@ def cpp(backend: backends.Backend, vectors: Sequence[Vector]) -> None:
         case, exact = by_name[name]
         turned = {key: value.mT.contiguous().mT for key, value in case.params.items() if value.dim() == 2}
         frozen = replace(case, params=case.params | turned)  # packed weights are all that can be read
-        with weights.frozen_weights(frozen.call().params):
+        with backends.frozen_weights(frozen.call().params):
             compare_all(outcome(watched, frozen, False), exact, f"frozen weights, {name}")
     for wanted in ("x", "memory", "blocks.0.qkv.weight"):
         compare_all(outcome(watched, case, False, {wanted}), exact, f"{wanted} alone")
@@ -140,24 +140,27 @@ class _Watched:
 
 
 def _cpp_frozen_step(backend: backends.Backend, case: Case, exact: dict[str, Tensor]) -> None:
-    """Output and memory of a frozen step, which alone asks for the final memory; from one memory for all, too."""
-    call = case.call()
-    with weights.frozen_weights(call.params) as block, torch.no_grad():
-        step = cast(cpu.CpuBackend, backend).frozen_step(
-            case.spec, block, call.memory[0].contiguous(), flat=True, ordinary=_refused
-        )
-        assert step is not None
-        output, memory = step(call.x[:, 0], call.memory, None)
+    """A frozen step from the given memory, from the initial one, and where some elements start over."""
+
+    def refused(*_: object) -> NoReturn:
+        raise Killed("a frozen step is refused")
+
+    params, x, memory = case.call().params, case.x[:, 0].contiguous(), case.memory
+    initial, resets = memory[-1].flip(0).contiguous(), torch.arange(len(memory)) % 2 == 0
+    with backends.frozen_weights(params) as block:
+        step = cast(cpu.CpuBackend, backend).frozen_step(case.spec, block, initial, flat=True, ordinary=refused)
+        if step is None:
+            raise Killed("there is no frozen step")
+        output, final = step(x, memory, None)
         compare(output, exact["memories"][:, 0].flatten(1), TOLERANCE, "frozen step")
-        compare(memory, exact["memories"][:, 0], TOLERANCE, "frozen step, memory")
-        started = step(call.x[:1, 0], None, None)[1]
-        compare(started, exact["memories"][:1, 0], TOLERANCE, "frozen step, initial memory")
-        all_reset = torch.ones(1, dtype=torch.bool)
-        compare(step(call.x[:1, 0], call.memory[-1:], all_reset)[1], started, TOLERANCE, "frozen step, resets")
-
-
-def _refused(*_: object) -> Any:
-    raise Killed("a frozen step does not know its tensors")
+        compare(final, exact["memories"][:, 0], TOLERANCE, "frozen step, memory")
+        starts = torch.where(resets[:, None, None], initial, memory)
+        for name, found, like in (
+            ("the initial memory", step(x, None, None), step(x, initial.expand_as(memory), None)),
+            ("resets", step(x, memory, resets), step(x, starts, None)),
+        ):
+            for one, other in zip(found, like, strict=True):
+                compare(one, other, TOLERANCE, f"frozen step, {name}")
 
 
 def _cpp_functions() -> None:
