@@ -38,7 +38,7 @@ def test_digits_are_copied_doubled_and_turned(core: Core) -> None:
 
 
 def test_stories_are_understood_better_than_by_guessing() -> None:
-    history = Trainer(Babi(questions=300), MODEL, CONFIG).run()
+    history = Trainer(Babi(questions=300), MODEL, replace(CONFIG, updates=600)).run()
     (level,) = history.levels.values()
     assert history.margin(level) > 5
 

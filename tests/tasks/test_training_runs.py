@@ -488,13 +488,14 @@ def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
 # -- processes that are ended -----------------------------------------------------------------------------------------
 
 RMC = (sys.executable, "-m", "rmc_kernels")
+ROOT = Path(__file__).parents[2]
 TINY = "--slots 2 --heads 2 --head-size 4 --readout-width 8 --batch-size 8 --evaluation-examples 20 --dropout 0.2"
 
 
 def run_until(seen: Callable[[], bool], end: Callable[[subprocess.Popen[str]], None], *arguments: str) -> str:
     """Start a command, and end it as soon as something is seen; gives what it says on stderr."""
     with subprocess.Popen(
-        [*RMC, *arguments], cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        [*RMC, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     ) as running:  # fmt: skip
         while not seen():
@@ -534,7 +535,7 @@ def test_a_run_killed_again_and_again_has_the_curve_of_one_that_was_not(tmp_path
 
         run_until(lambda made=made: evaluations(record) > made, kill, *arguments)  # type: ignore[misc]
         assert read_checkpoint(record.with_suffix(".pt"))["update"] < 40
-    subprocess.run([*RMC, *arguments], cwd=Path(__file__).parent.parent, check=True, timeout=300)
+    subprocess.run([*RMC, *arguments], cwd=ROOT, check=True, timeout=300)
     assert_uninterrupted(tmp_path, "rmc", 41)
 
 
@@ -564,7 +565,7 @@ def test_an_interrupted_command_ends_and_says_what_goes_on(
     assert {Path(name).suffix for name in left} == {".pt", ".json", ".csv"}
     time.sleep(1)
     assert folder_contents(folder) == left, "a process goes on"
-    subprocess.run([*RMC, *words[1:]], cwd=Path(__file__).parent.parent, check=True, timeout=300)
+    subprocess.run([*RMC, *words[1:]], cwd=ROOT, check=True, timeout=300)
     for core in ("rmc", "lstm") if command == "compare" else ("rmc",):
         assert_uninterrupted(folder, core, 11)
 
@@ -584,9 +585,7 @@ def test_the_paper_s_presets_train(name: str, tmp_path: Path) -> None:
     for backend in ("auto", "reference"):
         folder = tmp_path / backend
         arguments = ["train", name, "--config", "paper", *given, "--steps", "2", "--backend", backend]
-        subprocess.run(
-            [*RMC, *arguments, "--out", str(folder)], cwd=Path(__file__).parent.parent, check=True, timeout=600
-        )
+        subprocess.run([*RMC, *arguments, "--out", str(folder)], cwd=ROOT, check=True, timeout=600)
         found = History.read(folder / f"{name}-rmc-seed0.json")
         assert [point.update for point in found.points] == [0, 2]
         losses.append([found.points[0].loss, found.final.training_loss, found.final.loss])
