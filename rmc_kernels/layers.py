@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import warnings
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from typing_extensions import Self, Unpack
 
 from rmc_kernels import errors
 from rmc_kernels.frozen import step_resets
 from rmc_kernels.functional import Lengths
 from rmc_kernels.module import REQUIRED, MemoryModule, Options, refuse, required
 from rmc_kernels.spec import CellSpec, GateStyle
-
-if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
 
 
 class RelationalMemory(MemoryModule):

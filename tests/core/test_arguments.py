@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,6 +100,16 @@ def test_batch_first_takes_a_bool() -> None:
 def test_what_an_lstm_has_and_this_has_not(make: Callable[..., Any], name: str, hint: str) -> None:
     with pytest.raises(TypeError, match=f"{name}.*{hint}"):
         make(**{name: 1})
+
+
+@pytest.mark.parametrize("cls", [RelationalMemory, RelationalMemoryCell])
+def test_type_hints_can_be_read(cls: Any) -> None:
+    """As tools that build a command line or a form out of a constructor do."""
+    for function in (cls.__init__, cls.from_spec):
+        options = typing.get_type_hints(function)["options"]
+        (named,) = typing.get_args(options)
+        names = {"initial_memory", "read_head", "backend", "recompute", "device", "dtype"}
+        assert set(typing.get_type_hints(named)) == names
 
 
 def test_an_unknown_argument() -> None:
