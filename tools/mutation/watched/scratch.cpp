@@ -2,6 +2,7 @@
 // the scratch memory is found out afterwards, and whoever goes past its end at once.
 #include "common/scratch.h"
 
+#include <sanitizer/asan_interface.h>
 #include <sys/mman.h>
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// In place of the sanitizer's: what csrc/common/scratch.h says may not be touched is watched by watched/scratch.cpp, in
+// In place of the sanitizer's: what csrc/common/bump.cpp says may not be touched is watched by watched/scratch.cpp, in
 // code that no sanitizer was built into.
 #pragma once
 #include <cstddef>
