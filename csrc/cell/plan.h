@@ -2,8 +2,8 @@
 // the spec and the vector width, computed once per cell; B, T and the threads only choose how many tiles there are.
 //
 // Padding: every axis that a kernel walks in vectors of W is rounded up to W (names end in `p`), for queries, keys and
-// values per head. Padding is zero throughout, also beside an infinity or NaN, so it changes no sum. Zero times infinity
-// is NaN: code that mixes the columns of a row therefore clears the padding of its result (without_padding in
+// values per head. Padding is zero throughout, also beside an infinity or NaN, so it changes no sum. Zero times
+// infinity is NaN: code that mixes the columns of a row therefore clears the padding of its result (without_padding in
 // gemm/panels.h). These are products, norms, gates of a whole row, and the gradients of queries, keys and values;
 // everything else maps zeros to zeros.
 #pragma once
