@@ -195,6 +195,8 @@ def _parameter_list(params: Mapping[str, Tensor], spec: CellSpec) -> tuple[Tenso
 def _check_parameters(spec: CellSpec, params: tuple[Tensor, ...], x: Tensor) -> None:
     """Raises where a parameter has another shape than the spec's, or another dtype or device than x."""
     dtype, device = x.dtype, x.device
+    if dtype is torch.float32 and backends.are_plain_float32(params, spec.parameter_shapes):
+        return
     for value, (name, shape) in zip(params, spec.parameter_shapes.items(), strict=True):
         if value.shape != shape:
             raise ValueError(f"params[{name!r}] must be {list(shape)}, got {list(value.shape)}")

@@ -20,7 +20,7 @@ struct DLDataType {
     return code == other.code && bits == other.bits && lanes == other.lanes;
   }
 };
-constexpr DLDataType kDlFloat32{2, 32, 1}, kDlBool{6, 8, 1};
+constexpr DLDataType kDlFloat32{2, 32, 1}, kDlFloat64{2, 64, 1}, kDlInt64{0, 64, 1}, kDlBool{6, 8, 1};
 
 struct DLTensor {
   void* data;
