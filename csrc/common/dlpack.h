@@ -34,11 +34,12 @@ struct DLTensor {
 
   bool contiguous() const {
     int64_t expected = 1;
+    bool dense = true;
     for (int32_t i = ndim - 1; strides && i >= 0; i--) {
-      if (shape[i] != 1 && strides[i] != expected) return false;
+      dense = dense && (shape[i] == 1 || strides[i] == expected);
       expected *= shape[i];
     }
-    return true;
+    return dense || expected == 0;  // no elements, whatever the strides
   }
 };
 

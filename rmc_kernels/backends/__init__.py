@@ -84,10 +84,12 @@ def choose(name: str, spec: CellSpec, dtype: torch.dtype, device: torch.device) 
     Raises:
         ValueError: the name is unknown, or that backend cannot serve the call; the reason is in the message.
     """
+    if isinstance(name, str) and name == "auto":
+        for backend in BACKENDS.values():
+            if backend.passed_over(device) is None and _why_not(backend, spec, dtype, device) is None:
+                return backend
+        return REFERENCE
     errors.one_of("backend", name, CHOICES)
-    if name == "auto":
-        candidates = [backend for backend in BACKENDS.values() if backend.passed_over(device) is None]
-        return next(backend for backend in candidates if _why_not(backend, spec, dtype, device) is None)
     reason = _why_not(BACKENDS[name], spec, dtype, device)
     if reason is not None:
         raise ValueError(f'backend "{name}" cannot serve this call: {reason}; backend="auto" chooses one that can')

@@ -25,7 +25,12 @@ def is_plain(*tensors: Tensor) -> bool:
 
 def is_watched() -> bool:
     """Whether something that traces, fakes or transforms is active."""
-    return torch.compiler.is_compiling() or any(function() is not answer for function, answer in UNWATCHED)
+    if torch.compiler.is_compiling():
+        return True
+    for function, answer in UNWATCHED:  # `any` takes a microsecond more
+        if function() is not answer:
+            return True
+    return False
 
 
 def active_transform() -> str | None:
