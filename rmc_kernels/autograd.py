@@ -126,7 +126,7 @@ class RelationalMemoryFunction(torch.autograd.Function):
             grads = torch.ops.rmc_kernels.unroll_backward(
                 grad, memories, activations, *_fields(call), ctx.spec.as_json, ctx.backend, needs
             )
-        return (*[None] * 6, *(found if need else None for found, need in zip(grads, needs, strict=True)))
+        return (*[None] * 6, *[found if need else None for found, need in zip(grads, needs, strict=True)])
 
 
 def run_forward(spec: CellSpec, backend: str, call: Call, save: bool) -> tuple[Tensor, Tensor]:

@@ -217,7 +217,9 @@ class MemoryModule(LeafModule):
         found: list[Tensor] = []
         compiling = torch.compiler.is_compiling()
         for path, leaves in self._owners.items():
-            owner = self._owner(path)
+            owner: Any = self
+            for part in path:
+                owner = owner._modules[part]
             held = {} if compiling else owner._parameters
             for leaf in leaves:
                 value = held.get(leaf)  # nn.Module.__getattr__ takes 1 us

@@ -54,7 +54,7 @@ class Marked(torch.nn.Parameter):
 
 def opposite(tensor: Tensor) -> Tensor:
     """The same values with a sign that is left to be flipped."""
-    turned: Tensor = torch._neg_view(-tensor)  # type: ignore[attr-defined]
+    turned: Tensor = torch._neg_view(-tensor)
     assert turned.is_neg()
     return turned
 

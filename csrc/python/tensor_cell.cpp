@@ -2,7 +2,6 @@
 // not read (another dtype, device or class, strides, no memory) it leaves to the caller, who converts or explains.
 #include <pybind11/pybind11.h>
 
-#include <new>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -62,12 +61,13 @@ class TensorCell {
 
     const Sizes memory = {in.batch, plan().N, plan().D};
     py::list grads;
-    const auto make = [&](const Sizes& shape, bool present) -> void* {
+    bool made_all = true;
+    const auto make = [&](const Sizes& sizes, bool present) -> void* {
       const bool wanted = present && needs[grads.size()].cast<bool>();
       const NewTensor made =
-          wanted ? tensors_.make(dtype_, shape.data(), static_cast<int32_t>(shape.size())) : tensors_.make(dtype_, {0});
-      if (!made.object) throw std::bad_alloc();
-      grads.append(made.object);
+          wanted ? tensors_.make(dtype_, sizes.data(), static_cast<int32_t>(sizes.size())) : tensors_.make(dtype_, {0});
+      made_all = made_all && made.object;
+      grads.append(made.object ? made.object : py::none());
       return wanted ? made.data : nullptr;
     };
     out.x = make(inputs.x_shape, true);
@@ -75,6 +75,7 @@ class TensorCell {
     out.reset_memory = make(memory, !field(call, kResetMemory).is_none());
     std::vector<void*> params;
     for (const Sizes& each : shapes_) params.push_back(make(each, true));
+    if (!made_all) return py::none();  // the caller then meets torch's error
     out.params = params.data();
     cell_->run_back(in, packed, activations, activation_bytes, out);
     return std::move(grads);

@@ -155,8 +155,7 @@ class CpuBackend:
     def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
         """See `Backend.forward`."""
         kernels = self._choose(spec, call)
-        native, given_tensors = cell(spec, *kernels), tensor_cell(spec, *kernels)
-        packed = _packed(native, call, False)
+        given_tensors, packed = tensor_cell(spec, *kernels), _packed(spec, kernels, call, False)
         size = self.activation_size(spec, call.batch_size, call.steps, call.x.dtype) if save else 0
         activations = call.memory.new_empty(size, dtype=torch.uint8)
         if size:
@@ -169,7 +168,7 @@ class CpuBackend:
         memories = call.memory.new_empty((call.batch_size, call.steps, spec.mem_slots, spec.mem_size))
         inputs, params = _as_read(call, packed)
         sizes = call.batch_size, call.steps, threads
-        native.forward(sizes, addresses(inputs), addresses(params), packed, memories.data_ptr(), *kept)
+        cell(spec, *kernels).forward(sizes, addresses(inputs), addresses(params), packed, memories.data_ptr(), *kept)
         return memories, activations
 
     def backward(
@@ -177,8 +176,7 @@ class CpuBackend:
     ) -> list[Tensor]:
         """See `Backend.backward`."""
         kernels = _KERNELS[int(activations[0])] if activations.numel() else self._choose(spec, call)
-        native, given_tensors = cell(spec, *kernels), tensor_cell(spec, *kernels)
-        packed = _packed(native, call, True)
+        given_tensors, packed = tensor_cell(spec, *kernels), _packed(spec, kernels, call, True)
         grad, memories = as_read(grad), memories.contiguous()
         kept, threads = _behind_header(activations), torch.get_num_threads()
         if given_tensors is not None:
@@ -192,7 +190,7 @@ class CpuBackend:
         wanted = [target if need else None for target, need in zip(targets, needs, strict=True)]
         grads = [memories.new_empty(0 if t is None else t.shape) for t in wanted]
         pointers = [0 if t is None else g.data_ptr() for g, t in zip(grads, wanted, strict=True)]
-        native.backward(
+        cell(spec, *kernels).backward(
             (call.batch_size, call.steps, threads), addresses(inputs), addresses(params), packed, memories.data_ptr(),
             *kept, (grad.data_ptr(), *pointers[:3]), tuple(pointers[3:]),
         )  # fmt: skip
@@ -241,13 +239,13 @@ def _behind_header(activations: Tensor) -> tuple[int, int]:
     return (activations.data_ptr() + _HEADER, size - _HEADER) if size else (0, 0)
 
 
-def _packed(native: Any, call: Call, backward: bool) -> Any:
-    """The parameters packed, if they were in a `frozen_weights` block, or None."""
+def _packed(spec: CellSpec, kernels: Kernels, call: Call, backward: bool) -> Any:
+    """The parameters packed, in a `frozen_weights` block of them; None outside."""
     block = frozen_block(call.params)
     if block is None:
         return None
     block.check()
-    return block.packed(native, backward)
+    return block.packed(cell(spec, *kernels), backward)
 
 
 def _as_read(call: Call, packed: Any) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, ...]]:

@@ -27,7 +27,7 @@ def is_watched() -> bool:
     """Whether something that traces, fakes or transforms is active."""
     if torch.compiler.is_compiling():
         return True
-    for function, answer in UNWATCHED:  # `any` takes a microsecond more
+    for function, answer in UNWATCHED:  # noqa: SIM110 (a generator takes 0.5 us more, at every call)
         if function() is not answer:
             return True
     return False
