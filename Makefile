@@ -5,14 +5,14 @@
 #   make interpret every test of the Triton kernels under the strict interpreter; `make test` has a part of them
 #   make simulate  every Triton kernel compiled, and its PTX run by the simulator, without a GPU; goes on where it stopped
 #   make mutate    mutants of every backend, judged by a part of the tests; goes on where it stopped
-#   make matrix    the Triton kernels compiled with every tile for every target, without a GPU; writes docs/compile-matrix.md
-#   make lint      ruff, mypy --strict, clang-format, and csrc/ compiled with -Werror
+#   make matrix    the Triton kernels compiled with every tile for every target, without a GPU; writes its page
+#   make lint      ruff, mypy --strict, directions of imports and includes, clang-format, and csrc/ compiled with -Werror
 #   make compatibility  run the tests of users' habits and write docs/compatibility.md from what passed
 #   make bench     the full benchmark of this machine's CPU
 #   make gpu       on a GPU, offline, with the ambient Python (PYTHON=...) and its torch and triton: verify, runtime checks,
 #                  benchmarks, a report in RESULTS=..., SECONDS=... a stage; make gpu-verify, gpu-runtime, gpu-forward,
 #                  gpu-training: one stage, under 10 minutes each
-#   make model     what the Triton kernels should take on GPUs, by a model: writes docs/gpu-model.md
+#   make model     what the Triton kernels should take on GPUs, by a model: writes its page
 #   make sanitize  the C++ tests under the address, undefined behaviour and thread sanitizers
 #   make wheel     sdist and wheel in dist/
 #   make clean     remove what was built here; .venv stays
@@ -33,7 +33,7 @@ CMAKE := $(VENV)/bin/cmake
 CXX_BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CMAKE) -S . -G Ninja
 SAY = @printf '\033[1m==> %s\033[0m\n'
 
-.PHONY: demo test interpret simulate mutate matrix model lint compatibility bench sanitize wheel clean setup site \
+.PHONY: demo test interpret simulate mutate matrix model lint compatibility bench sanitize wheel clean setup \
   gpu gpu-verify gpu-runtime gpu-forward gpu-training gpu-ready
 .DELETE_ON_ERROR:
 
@@ -46,8 +46,8 @@ test: setup
 	$(SAY) "tests, and beside them those of the C++ kernels and of Triton under its interpreter"
 	@mkdir -p build
 	@(TRITON_INTERPRET=1 $(PY) -m pytest -q -k triton; interpreted=$$?; \
-	$(PY) -m pytest -q tests/test_cpu_*.py; exit $$((interpreted | $$?))) >build/beside.log 2>&1 & \
-	$(PY) -m pytest -q --ignore-glob='*/test_cpu_*'; others=$$?; wait $$!; beside=$$?; \
+	$(PY) -m pytest -q tests/cpu; exit $$((interpreted | $$?))) >build/beside.log 2>&1 & \
+	$(PY) -m pytest -q --ignore=tests/cpu; others=$$?; wait $$!; beside=$$?; \
 	cat build/beside.log; exit $$((others | beside))
 
 interpret: setup
@@ -56,23 +56,23 @@ interpret: setup
 
 simulate: setup
 	$(SAY) "every Triton kernel compiled, and its PTX run by the simulator"
-	$(PY) -m tests.simulate
+	$(PY) -m tools.simulate
 
 mutate: setup
-	$(SAY) "every mutant of every backend, and every barrier; docs/mutation.md"
-	for part in reference cpp barriers triton triton_backward; do $(PY) -m tests.mutation $$part || exit 1; done
+	$(SAY) "every mutant of every backend, and every barrier"
+	for part in reference cpp barriers triton triton_backward; do $(PY) -m tools.mutation $$part || exit 1; done
 
 # What is known of the present sources is not compiled again. The table is measured with both triton versions.
 matrix: setup
 	$(SAY) "the compile matrix"
 	test -d build/triton-3.9.0 || $(PIP) install --no-deps --target build/triton-3.9.0 triton==3.9.0
-	TRITON_INTERPRET=1 $(PY) -m tests.traffic
-	$(PY) -m tests.matrix
-	PYTHONPATH=build/triton-3.9.0 $(PY) -m tests.matrix
+	TRITON_INTERPRET=1 $(PY) -m tools.compile_matrix.traffic
+	$(PY) -m tools.compile_matrix
+	PYTHONPATH=build/triton-3.9.0 $(PY) -m tools.compile_matrix
 
 model: setup
-	$(SAY) "docs/gpu-model.md"
-	$(PY) -m tests.gpu_model
+	$(SAY) "the model of the Triton kernels on GPUs"
+	$(PY) -m tools.gpu_model
 
 compatibility: setup
 	$(SAY) "docs/compatibility.md"
@@ -82,12 +82,15 @@ bench: setup
 	$(SAY) "benchmark"
 	$(PY) -m rmc_kernels bench --suite full
 
-lint: setup site
+lint: setup
 	$(SAY) "ruff"
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(SAY) "mypy --strict"
-	cd build/site && "$(CURDIR)/$(VENV)/bin/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir ../mypy rmc_kernels tests examples setup.py
+	$(VENV)/bin/mypy
+	$(SAY) "directions of imports and includes"
+	$(VENV)/bin/lint-imports --no-logo --cache-dir build/import-linter
+	$(PY) -m tools.includes
 	$(SAY) "clang-format"
 	$(VENV)/bin/clang-format --dry-run -Werror $(CSRC)
 	$(SAY) "csrc with -Werror"
@@ -116,22 +119,13 @@ $(VENV)/.extension: $(VENV)/.installed CMakeLists.txt $(CSRC)
 	$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
-# The package as a wheel lays it out, that is with benchmarks/ as rmc_kernels.benchmarks, made of links: for what must
-# see that layout without an installation. `python -m` searches the folder it is started from first.
-site:
-	@rm -rf build/site
-	@mkdir -p build/site/rmc_kernels
-	@ln -s "$(CURDIR)"/rmc_kernels/* "$(CURDIR)/benchmarks" build/site/rmc_kernels/
-	@ln -s "$(CURDIR)/tests" "$(CURDIR)/examples" "$(CURDIR)/setup.py" build/site/
-
 # ---- The GPU machine: nothing is installed there, and nothing fetched ------------------------------------------------
 
 RESULTS ?= benchmarks/results
 SECONDS ?= 420
 
-# A path to a Python is one from here, not from build/site.
-GPU = cd build/site && $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON)) -m rmc_kernels.benchmarks.gpu \
-  --out "$(abspath $(RESULTS))" --seconds $(SECONDS)
+# `python -m` searches this folder first: the package needs no installation.
+GPU = $(PYTHON) -m rmc_kernels.bench.gpu --out "$(RESULTS)" --seconds $(SECONDS)
 
 gpu: gpu-ready
 	$(GPU)
@@ -143,7 +137,6 @@ gpu-ready:
 	@$(PYTHON) -c 'import sys; from importlib.util import find_spec; \
 	find_spec("torch") or sys.exit("make gpu: $(PYTHON) has no torch; nothing was run"); import torch; \
 	torch.cuda.is_available() or sys.exit(f"make gpu: torch {torch.__version__} sees no GPU; nothing was run")'
-	@$(MAKE) --no-print-directory site
 
 # ---- Slower checks ---------------------------------------------------------------------------------------------------
 

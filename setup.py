@@ -91,13 +91,7 @@ def _reason(error: Exception) -> str:
 
 
 setup(
-    # benchmarks/ is at the top of the repository for its readers, and a subpackage for `rmc bench` in a wheel.
-    packages=[
-        *find_packages(include=["rmc_kernels", "rmc_kernels.*"]),
-        "rmc_kernels.benchmarks",
-        "rmc_kernels.benchmarks.gpu",
-    ],
-    package_dir={"rmc_kernels.benchmarks": "benchmarks"},
+    packages=find_packages(include=["rmc_kernels", "rmc_kernels.*"]),
     ext_modules=[Extension("rmc_kernels._C", sources=[], optional=True)],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -86,8 +86,13 @@ class Policy(nn.Module):
     def forward(self, seen: Tensor, memory: Tensor, begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Observations [B, T, FEATURES] and where episodes begin [B, T] to logits, values and the memory after."""
         output, memory = self.core(seen, memory, resets=begins)
+        logits, values = self.read(output)
+        return logits, values, memory
+
+    def read(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """The core's output to logits and values."""
         heads = self.heads(output)
-        return heads[..., :-1], heads[..., -1], memory
+        return heads[..., :-1], heads[..., -1]
 
 
 @dataclass
@@ -108,11 +113,11 @@ def act(policy: Policy, grid: RecallGrid, memory: Tensor, begins: Tensor, steps:
     """`steps` steps, one at a time; also the memory and the episode starts to go on with."""
     first = memory
     columns: list[tuple[Tensor, ...]] = []
-    with policy.core.frozen_weights():  # packed once for all steps
+    with policy.core.frozen_weights() as frozen:  # packed once for all steps
         for _ in range(steps):
             seen = grid.observe()
-            logits, _, memory = policy(seen[:, None], memory, begins[:, None])
-            choice = torch.distributions.Categorical(logits=logits[:, 0])
+            output, memory = frozen.step(seen, memory, resets=begins)
+            choice = torch.distributions.Categorical(logits=policy.read(output)[0])
             action = choice.sample()
             reward, end = grid.step(action)
             columns.append((seen, begins, action, choice.log_prob(action), reward, end))

@@ -89,14 +89,11 @@ class Cell:
     ) -> None:
         """`grads` is the given gradient of the memories, then where those of x, memory, reset_memory go."""
 
-def bound_step(config: dict[str, object]) -> Callable[[object, object, object, bool], Any]:
-    """Binds a cell to the parameters of one layer. `rmc_kernels.backends.bound` is its only caller.
-
-    What is in `config` is borrowed: whoever holds the result holds it too.
+def frozen_step(config: dict[str, object]) -> Callable[[object, object, object], Any]:
+    """The step of a cell whose weights are packed once. `rmc_kernels.backends.cpu` is its only caller.
 
     Returns:
-        `step(owner, x, memory, sequence)`: memories, flat where they are the output, and the final memory; None where
-        something is not as it was, or a tensor not as the kernels read it.
+        `step(x, memory, resets)`: output and memory; whatever it does not know it leaves to `config["ordinary"]`.
     """
 
 def parallel_regions() -> int:
@@ -105,11 +102,11 @@ def parallel_regions() -> int:
 def profile_enable(on: bool, /) -> None:
     """Turns the clocks of `profile` on or off."""
 
-def time_steps(on: bool, /) -> None:
-    """Turns the clock of `step_nanoseconds` on or off."""
+def time_calls(on: bool, /) -> None:
+    """Turns the clock of `call_nanoseconds` on or off."""
 
-def step_nanoseconds() -> int:
-    """Returns the wall time of the kernel in the latest step of a bound cell, while its clock is on."""
+def call_nanoseconds() -> int:
+    """Returns the wall time of all forward and backward calls since it was last asked, packing included."""
 
 def profile() -> dict[str, int]:
     """Returns nanoseconds of CPU time per phase of the cell since the last call, over all threads."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rmc_kernels.backends import BACKENDS, Call, is_plain
+from rmc_kernels.backends.plain import is_exporting_onnx
 from rmc_kernels.spec import CellSpec
 
 #: The fields of a `Call`.
@@ -133,14 +134,15 @@ def run_forward(spec: CellSpec, backend: str, call: Call, save: bool) -> tuple[T
     """Memories and activations of `call`, outside autograd."""
     if is_plain(call.x, call.memory, *call.params):
         return BACKENDS[backend].forward(spec, call, save)
-    _refuse_onnx(backend)
+    if not torch.compiler.is_compiling():  # there the operator's fake is asked
+        _refuse_onnx(backend)
     memories, activations = torch.ops.rmc_kernels.unroll_forward(*_fields(call), spec.as_json, backend, save)
     return memories, activations
 
 
 def _refuse_onnx(backend: str) -> None:
     """Raises ValueError while torch.onnx exports: its own message would be that it does not know an operator."""
-    if torch.onnx.is_in_onnx_export():
+    if is_exporting_onnx():
         raise ValueError(
             f'ONNX has no operator for the kernels of backend "{backend}": export a layer or cell made with '
             'backend="reference"'

@@ -21,9 +21,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "info": Command("rmc_kernels.info", "info", "Show versions, the machine, and which backend serves what."),
     "verify": Command("rmc_kernels.verify.command", "verify", "Verify every backend against float64."),
-    "bench": Command(
-        "rmc_kernels.benchmarks.command", "bench", "Measure speed and memory beside other implementations."
-    ),
+    "bench": Command("rmc_kernels.bench.command", "bench", "Measure speed and memory beside other implementations."),
     "train": Command("rmc_kernels.tasks.command", "train", "Train a model on a task."),
     "compare": Command("rmc_kernels.tasks.command", "comparison", "Train models of equal size beside one another."),
     "inspect": Command("rmc_kernels.tasks.inspection", "inspect", "Draw who attends to whom in a trained memory."),

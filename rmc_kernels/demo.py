@@ -15,8 +15,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from rmc_kernels import info
-from rmc_kernels.benchmarks.suite import run_suite
+from rmc_kernels.bench.suite import run_suite
 from rmc_kernels.tasks.comparison import compare, show_comparison
+from rmc_kernels.tasks.exits import one_line
+from rmc_kernels.tasks.files import replacing
 from rmc_kernels.tasks.plots import plot_curves
 from rmc_kernels.tasks.presets import PRESETS
 from rmc_kernels.verify import run as run_verification
@@ -47,19 +49,22 @@ class Finding:
 def demo(out: Annotated[Path, typer.Option(help="Folder for the plots and results.json.")] = Path("demo")) -> None:
     """Verify, time and train a Relational Memory Core in a few minutes. Exit code 1 where one of these fails."""
     console = Console()
-    out.mkdir(parents=True, exist_ok=True)
+    with one_line(OSError):
+        out.mkdir(parents=True, exist_ok=True)
     stages = {"info": _info, "verify": _verify, "bench": _bench, "training": _training}
     findings: dict[str, Finding] = {}
     seconds: dict[str, float] = {}
     for number, (name, stage) in enumerate(stages.items(), start=1):
         console.rule(f"[bold]{number}/{len(stages)} {name}")
         start = time.perf_counter()
-        findings[name] = stage(out, console)
+        with one_line(OSError):
+            findings[name] = stage(out, console)
         seconds[name] = time.perf_counter() - start
     ok = all(finding.ok for finding in findings.values())
     results = out / "results.json"
     kept = {name: {"ok": found.ok, "seconds": seconds[name], **found.data} for name, found in findings.items()}
-    results.write_text(json.dumps({"ok": ok, **kept}, indent=1) + "\n")
+    with one_line(OSError), replacing(results) as file:
+        file.write((json.dumps({"ok": ok, **kept}, indent=1) + "\n").encode())
     console.rule("[bold]summary")
     console.print(_summary(findings, seconds))
     for path in (*(path for found in findings.values() for path in found.files), results):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from rmc_kernels import backends, errors
-from rmc_kernels.functional import final_memory, is_input, not_input, prepare, run
+from rmc_kernels.functional import autocasts, final_memory, is_input, not_input, prepare, run
 from rmc_kernels.read_heads import ReadHead
 from rmc_kernels.spec import CellSpec
 
@@ -22,7 +22,8 @@ class FrozenCell:
     """The step of a layer or cell whose weights are frozen; made by its `frozen_weights()`, which see.
 
     For inference: results have no gradient, attention dropout is off, autocast has no effect, hooks of the layer do not
-    fire, and parametrizations are not evaluated again. Threads may step at once.
+    fire, and parametrizations are not evaluated again. Parameters, read head (with its hooks) and backend are those
+    that the layer had on entry. Threads may step at once.
     """
 
     def __init__(
@@ -38,16 +39,19 @@ class FrozenCell:
     ) -> None:
         self._spec, self._params, self._backend = spec, params, backend
         self._initial_memory, self._read_head = initial_memory, read_head
+        self._open = True  # what torch.compile guards: of a C function it does not see that another takes its place
         self._step: _Step = self._ordinary
         chosen = backends.choose(backend, spec, params[0].dtype, params[0].device)
-        if not isinstance(chosen, backends.CpuBackend):
+        if not isinstance(chosen, backends.CpuBackend) or not backends.is_plain(*params):
             return
         with torch.no_grad():
             initial = None if redraws else initial_memory(1)[0].contiguous()
-        flat = type(read_head) is ReadHead and read_head.kind == "concat"
-        native = chosen.frozen_step(spec, block, initial, flat=flat, ordinary=self._ordinary)
+        if _only_concatenates(read_head):
+            self._step = chosen.frozen_step(spec, block, initial, flat=True, ordinary=self._ordinary) or self._step
+            return
+        native = chosen.frozen_step(spec, block, initial, flat=False, ordinary=self._following)
         if native is not None:
-            self._step = native if flat else self._reading(native)
+            self._step = lambda x, memory, resets: self._read(x, *native(x, memory, resets))
 
     def step(self, x: Tensor, memory: Tensor | None = None, *, resets: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step.
@@ -65,17 +69,23 @@ class FrozenCell:
             RuntimeError: the block of `frozen_weights()` was left.
             TypeError, ValueError: before anything is computed, naming the argument, what it must be and what it got.
         """
+        if torch.compiler.is_compiling() and self._open:
+            return self._ordinary(x, memory, resets)  # which torch.compile can trace
         return self._step(x, memory, resets)
 
     def close(self) -> None:
         """End of the block; a step that another thread is in goes on."""
-        self._step = _closed
+        self._open, self._step = False, _closed
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a FrozenCell cannot be pickled or copied: it holds packed weights of one process")
 
     def _ordinary(self, x: Tensor, memory: Tensor | None, resets: Tensor | None) -> tuple[Tensor, Tensor]:
         """The step by way of the functions that the layer itself uses."""
+        return self._read(x, *self._following(x, memory, resets))
+
+    def _following(self, x: Tensor, memory: Tensor | None, resets: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The memory after the step, [B, N, D], twice: to be read, and to be carried."""
         spec = self._spec
         layout = f"[B, {', '.join(map(str, spec.input_shape))}]"
         if not is_input(x):
@@ -84,29 +94,31 @@ class FrozenCell:
             raise ValueError(f"x must be {layout}, got {list(x.shape)}")
         if resets is not None:
             resets = step_resets(resets, x.shape[:1])[:, None]
-        kind = x.device.type
-        with torch.no_grad(), torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+        with torch.no_grad(), _without_autocast(x):
             start = self._initial_memory(x.shape[0]) if memory is None or resets is not None else None
             first = start if memory is None else memory
             assert first is not None
             given = None if resets is None else start
             call, _ = prepare(spec, x[:, None], first, self._params, None, resets, given)
             memories = run(spec, call, self._backend, "full")
-            output: Tensor = self._read_head(memories)[:, 0]
-            return output.to(x.dtype), final_memory(memories, call)
+            return memories[:, 0], final_memory(memories, call)
 
-    def _reading(self, native: _Step) -> _Step:
-        """The native step, which leaves its memories to another read head than "concat"."""
-        head = self._read_head
+    def _read(self, x: Tensor, memory: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+        """The output read from the memory [B, N, D], and the memory to be carried."""
+        with torch.no_grad(), _without_autocast(x):
+            output: Tensor = self._read_head(memory[:, None])[:, 0]  # as the layer reads a sequence: the same bits
+            return output.to(x.dtype), following
 
-        def step(x: Tensor, memory: Tensor | None, resets: Tensor | None) -> tuple[Tensor, Tensor]:
-            output, following = native(x, memory, resets)
-            if output.dim() == following.dim():  # not read yet, as by the ordinary step
-                with torch.no_grad():
-                    output = head(output).to(x.dtype)
-            return output, following
 
-        return step
+def _only_concatenates(read_head: nn.Module) -> bool:
+    """Whether a call of it would flatten the memory and no more."""
+    hooks = (*read_head._forward_pre_hooks, *read_head._forward_hooks)
+    plain = type(read_head) is ReadHead and read_head.kind == "concat"
+    return plain and not hooks and "forward" not in vars(read_head)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
 
 
 def step_resets(resets: object, shape: torch.Size) -> Tensor:

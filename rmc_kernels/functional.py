@@ -118,7 +118,7 @@ def memory_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which x is computed with: the autocast dtype under autocast, its own otherwise."""
-    return torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
+    return torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
 
 
 def attention_dropout(x: Tensor, spec: CellSpec, probability: float) -> Tensor:
@@ -127,7 +127,8 @@ def attention_dropout(x: Tensor, spec: CellSpec, probability: float) -> Tensor:
     return nn.functional.dropout(x.new_ones(shape, dtype=compute_dtype(x)), probability)
 
 
-def _autocasts(x: Tensor) -> bool:
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for x's device."""
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
@@ -147,7 +148,7 @@ def prepare(
     x has its shape; `params` are in the order of the spec.
     """
     context: AbstractContextManager[object] = nullcontext()
-    if _autocasts(x):
+    if autocasts(x):
         dtype = compute_dtype(x)
         x = x.to(dtype)
         params = tuple(value.to(dtype) for value in params)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import warnings
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from typing_extensions import Self, Unpack
 
 from rmc_kernels import errors
 from rmc_kernels.frozen import step_resets
 from rmc_kernels.functional import Lengths
 from rmc_kernels.module import REQUIRED, MemoryModule, Options, refuse, required
 from rmc_kernels.spec import CellSpec, GateStyle
-
-if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
 
 
 class RelationalMemory(MemoryModule):
@@ -233,7 +231,7 @@ def _sonnet(
     *sizes: Any,
 ) -> CellSpec:
     """The published cell, after a look at what a newcomer from nn.LSTM gets wrong."""
-    refuse(cls, set(options) - set(Options.__annotations__))
+    refuse(cls, [name for name in options if name not in Options.__annotations__])
     required(cls, input_size=input_size, mem_slots=mem_slots, head_size=head_size)
     spec = CellSpec.sonnet(input_size, mem_slots, head_size, *sizes)
     if spec.num_heads == 1 and spec.head_size <= 4 and spec.mem_slots >= 8 * spec.head_size:

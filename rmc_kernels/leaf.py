@@ -10,6 +10,8 @@ from torch import nn
 from torch.fx import Proxy, Tracer
 from torch.fx.proxy import TracerBase
 
+from rmc_kernels.backends.plain import is_exporting_onnx
+
 #: Arguments of a call that others have, by what takes their place here.
 _INSTEAD = {
     "memory": ("hx", "h0", "c0", "h_0", "c_0", "hidden", "hidden_state", "state", "initial_state"),
@@ -23,7 +25,7 @@ _INSTEAD = {
 _MEANING = {
     "memory": "memory, one tensor [B, N, D] in place of the (h, c) of nn.LSTM",
     "lengths": "lengths, [B]: the steps of each element before its padding",
-    "resets": "resets, bool [B, T]: where an element starts over",
+    "resets": "resets, bool [B, T], or [B] of a cell: where an element starts over",
     "x": "the input by position",
 }
 _TAKEN_BY = {name: ours for ours, names in _INSTEAD.items() for name in names}
@@ -85,7 +87,7 @@ class LeafModule(nn.Module):
             ours = _TAKEN_BY[theirs]
             cure = "pass" if ours in known or ours == "x" else "rmc_kernels.RelationalMemory takes"
             message = f"{type(self).__name__} has no argument {theirs!r}; {cure} {_MEANING[ours]}"
-        elif torch.onnx.is_in_onnx_export():
+        elif is_exporting_onnx():
             message += '; the older exporter passes all of them so: use dynamo=True, and backend="reference"'
         else:
             named = [name for name, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY]

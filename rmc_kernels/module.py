@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from typing_extensions import Self, Unpack
 
 from rmc_kernels import backends, errors, initial
 from rmc_kernels.backends.reference import unroll
@@ -28,9 +29,6 @@ from rmc_kernels.functional import (
 from rmc_kernels.leaf import LeafModule
 from rmc_kernels.read_heads import ReadHead
 from rmc_kernels.spec import CellSpec
-
-if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
 
 #: Arguments of nn.LSTM and its like that an RMC does not have, with what to do instead.
 _INSTEAD = {

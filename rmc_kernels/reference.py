@@ -88,6 +88,8 @@ def unroll(
     if lengths is not None:  # what stands in the padding must not matter, not even a NaN
         running = torch.arange(steps, device=x.device) < lengths[:, None]
         x = torch.where(running.view(batch, steps, *([1] * (x.dim() - 2))), x, 0)
+        if dropout_mask is not None:
+            dropout_mask = torch.where(running[..., None, None, None], dropout_mask, 0)
     for t in range(steps):
         alive = None if lengths is None else running[:, t, None, None]
         if resets is not None:
@@ -98,7 +100,9 @@ def unroll(
         # A copy, since matrix products may round differently for other strides and alignments: a sequence in chunks
         # must equal the sequence at once bit for bit.
         x_t = x[:, t].clone(memory_format=torch.contiguous_format)
-        stepped, weights = step(x_t, memory, params, spec, dropout_mask=mask)
+        # Where a step does not run it reads zeros: its gradient is 0, but 0 times a NaN would reach the parameters.
+        carried = memory if alive is None else torch.where(alive, memory, 0)
+        stepped, weights = step(x_t, carried, params, spec, dropout_mask=mask)
         memory = stepped if alive is None else torch.where(alive, stepped, memory)
         memories.append(memory)
         weights = weights.transpose(0, 1)

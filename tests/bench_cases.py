@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rmc_kernels.benchmarks import ceilings, memory, trial
-from rmc_kernels.benchmarks.cases import SUITES, Case, Group
-from rmc_kernels.benchmarks.ceilings import Ceilings
-from rmc_kernels.benchmarks.contestants import Contestant, line_up
-from rmc_kernels.benchmarks.record import CaseResult, Figure
+from rmc_kernels.bench import ceilings, memory, trial
+from rmc_kernels.bench.cases import SUITES, Case, Group
+from rmc_kernels.bench.ceilings import Ceilings
+from rmc_kernels.bench.contestants import Contestant, line_up
+from rmc_kernels.bench.record import CaseResult, Figure
 
 SMALL = Case(4, 3, 3, 16, 2, 5)
 SMALL_TRAINING = replace(SMALL, mode="forward+backward")

@@ -2,7 +2,7 @@
 
 The suite's tensors are tiny, and parity must not depend on how busy the machine is. `make test` runs what concerns
 Triton a second time under TRITON_INTERPRET=1, which holds for a whole process: there every kernel runs as
-`tests.strict` has it.
+`tools.strict` has it.
 """
 
 import os
@@ -20,7 +20,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 @pytest.fixture(autouse=INTERPRETED)
 def strict_interpreter() -> Iterator[None]:
     """Nothing that a test runs may be a hazard."""
-    from tests.strict import strict
+    from tools.strict import strict
 
     with strict() as report:
         yield

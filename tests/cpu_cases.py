@@ -82,4 +82,5 @@ def everything(
 
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor], only: tuple[str, ...] = ()) -> None:
     for name in only or a:
-        assert torch.equal(a[name].nan_to_num(7), b[name].nan_to_num(7)), name
+        assert torch.equal(a[name].nan_to_num(7, INF, -INF), b[name].nan_to_num(7, INF, -INF)), name
+        assert torch.equal(a[name].isnan(), b[name].isnan()), name

@@ -3,7 +3,7 @@
 #pragma once
 #include "cell/kernels.h"
 #include "cell/plan.h"
-#include "common/scratch.h"
+#include "common/bump.h"
 #include "gemm/panels.h"
 
 namespace rmc {

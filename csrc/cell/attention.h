@@ -4,7 +4,8 @@
 #include <cmath>
 
 #include "cell/plan.h"
-#include "common/scratch.h"
+#include "common/bump.h"
+#include "gemm/panels.h"
 #include "simd/math.h"
 
 namespace rmc {
@@ -126,10 +127,11 @@ void head_products(const Plan& plan, const StridedRow<typename V::T>* a, int64_t
 }
 
 // to(i) = sum over j of weight[i * wi + j * wj] * from(j), for rows of `width` columns; each sum in the order of j.
+// `mask` is that of the axis of `to`.
 template <class V>
 void mix_rows(int64_t outputs, int64_t inputs, const StridedRow<typename V::T>* from, int64_t from_column,
               const typename V::T* weight, int64_t wi, int64_t wj, const StridedRow<typename V::T>* to,
-              int64_t to_column, int64_t width) {
+              int64_t to_column, int64_t width, const typename V::T* mask) {
   using T = typename V::T;
   constexpr int64_t W = V::W;
   for (int64_t c = 0; c < width; c += 2 * W) {
@@ -154,8 +156,9 @@ void mix_rows(int64_t outputs, int64_t inputs, const StridedRow<typename V::T>* 
       for (int r = 0; r < 4; r++) {
         if (r > left) continue;
         const StridedRow<T>& out = to[i + r];
-        a[r][0].store(out.data + (to_column + c) / W * out.step);
-        if (c + W < width) a[r][1].store(out.data + ((to_column + c) / W + 1) * out.step);
+        without_padding(a[r][0], mask, to_column + c).store(out.data + (to_column + c) / W * out.step);
+        if (c + W < width)
+          without_padding(a[r][1], mask, to_column + c + W).store(out.data + ((to_column + c) / W + 1) * out.step);
       }
     }
   }
@@ -251,7 +254,7 @@ void attend(const Plan& plan, const AttentionScratch<V>& s, typename V::T* weigh
   const StridedRow<T>* to = padded ? s.inputs : s.outputs;
   for (int64_t h = 0; h < plan.H; h++) {
     mix_rows<V>(plan.Q, S, s.keys, h * plan.head_stride + 2 * plan.Kp, used + h * plan.Q, 1, stride, to, h * plan.Vp,
-                plan.Vp);
+                plan.Vp, nullptr);  // narrow_heads drops the padding
   }
   if (padded) {
     for (int64_t r = 0; r < plan.Q; r++) narrow_heads<V>(plan, s.wide + r * plan.H * plan.Vp, s.outputs[r]);
@@ -296,11 +299,12 @@ void attend_back(const Plan& plan, const AttentionScratch<V>& s, const typename 
     for (int64_t j = 0; j < S; j++)
       (V::load(w + j * stride) * (V::load(p + j * stride) - total) * scale).store(p + j * stride);
   }
+  const T* padding = static_cast<const T*>(plan.block_at(0).qkv.out.mask);
   for (int64_t h = 0; h < plan.H; h++) {
     const int64_t q = h * plan.head_stride, k = q + plan.Kp, v = k + plan.Kp, first = h * plan.Q;
-    mix_rows<V>(plan.Q, S, s.keys, k, s.scores + first, 1, stride, s.grads, q, plan.Kp);
-    mix_rows<V>(S, plan.Q, s.keys, q, s.scores + first, stride, 1, s.grads, k, plan.Kp);
-    mix_rows<V>(S, plan.Q, d, h * plan.Vp, used + first, stride, 1, s.grads, v, plan.Vp);
+    mix_rows<V>(plan.Q, S, s.keys, k, s.scores + first, 1, stride, s.grads, q, plan.Kp, padding);
+    mix_rows<V>(S, plan.Q, s.keys, q, s.scores + first, stride, 1, s.grads, k, plan.Kp, padding);
+    mix_rows<V>(S, plan.Q, d, h * plan.Vp, used + first, stride, 1, s.grads, v, plan.Vp, padding);
   }
 }
 

@@ -107,6 +107,7 @@ class Backward {
       check_abandoned();
       for (int64_t e = 0; e < tile_.rows.elements; e++) add_dout(b, e, t0 + s);
       back.run(b.now, b.grads, s, t0 + s);
+      add_norm_sums();
       if (tile_.in.resets) leave_episodes(b, t0 + s);
     }
     input_back(b, t0, count);
@@ -175,20 +176,19 @@ class Backward {
         norm_rows_back<V>({g.input_qkv, 0}, {b.inputs.raw, 0}, true, b.inputs.rstd, Affine<T>(block.qkv_norm, w.packed),
                           sums_ + block.qkv_norm.grad_gamma, sums_ + block.qkv_norm.grad_beta, rows, rows.count);
       }
-      gemm(g.input_qkv, 0, w.transposed(block.qkv), nullptr, g.input_u, 0, rows.count, Start::kBias);
+      w.multiply_back(block.qkv, {g.input_qkv, 0, nullptr, g.input_u, 0, rows.count});
     }
     if (plan_.G) {
       const Linear& gate = plan_.input_gate;
       if (plan_.n == 1) {
-        gemm(g.input_gates, 0, w.transposed(gate), nullptr, g.input_u, 0, pairs.count, Start::kAccumulate);
+        w.multiply_back(gate, {g.input_gates, 0, nullptr, g.input_u, 0, pairs.count, Start::kAccumulate});
       } else {
-        gemm(g.input_gates, 0, w.transposed(gate), nullptr, g.input_flat, 0, pairs.count, Start::kBias);
+        w.multiply_back(gate, {g.input_gates, 0, nullptr, g.input_flat, 0, pairs.count});
         add_flat(b, count);
       }
     }
     if (!out_.x) return;
-    if (plan_.config.input_projection)
-      gemm(g.input_u, 0, w.transposed(plan_.input), nullptr, g.input_x, 0, rows.count, Start::kBias);
+    if (plan_.config.input_projection) w.multiply_back(plan_.input, {g.input_u, 0, nullptr, g.input_x, 0, rows.count});
     store_input(b, t0, count);
   }
   void add_flat(Buffers& b, int64_t count) const {
@@ -246,8 +246,15 @@ class Backward {
       // Every bias of the gates has this gradient (cell/run.h).
       column_sums<V>(g.input_gates, pairs, total_ + from_input.grad_bias);
     }
-    for (int64_t i = 0; i < plan_.norm_gradient_size; i += V::W)
+    add_norm_sums();
+  }
+
+  // After each step: one sum over the rows of many steps is 1.6 times as inexact as PyTorch's, which adds up steps.
+  void add_norm_sums() const {
+    for (int64_t i = 0; i < plan_.norm_gradient_size; i += V::W) {
       (V::load(total_ + i) + V::load(sums_ + i)).store(total_ + i);
+      V::zero().store(sums_ + i);
+    }
   }
 
   Tile<V>& tile_;

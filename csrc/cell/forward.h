@@ -91,9 +91,13 @@ class Forward {
   void one_step(Buffers& b, Step<V>& step, int64_t t0, int64_t s) {
     const int64_t t = t0 + s;
     point(b, t);
-    if (tile_.in.resets) {
-      for (int64_t e = 0; e < tile_.rows.elements; e++) {
-        if (tile_.resets(e, t)) tile_.load_memory(tile_.reset_memory(e), e, b.now, at_);
+    for (int64_t e = 0; e < tile_.rows.elements; e++) {
+      // Past its length an element computes with zeros, as it does where the backward pass recomputes: a NaN in its
+      // memory would reach the weights' gradients by a product with 0.
+      if (!tile_.runs(e, t)) {
+        tile_.load_memory(nullptr, e, b.now, at_);
+      } else if (tile_.resets(e, t)) {
+        tile_.load_memory(tile_.reset_memory(e), e, b.now, at_);
       }
     }
     tile_.clock.end(Phase::kLoad);
@@ -102,7 +106,7 @@ class Forward {
       for (int64_t p = 0; p < tile_.rows.slots.count; p++) new_panel(b, t, s, p);
     } else {
       for (int64_t e = 0; e < tile_.rows.elements; e++) {
-        for (int64_t i = 0; i < plan_.N; i++) new_memory(b, t, s, e, i);
+        for (int64_t i = 0; i < plan_.N && tile_.runs(e, t); i++) new_memory(b, t, s, e, i);
       }
     }
     tile_.clock.end(Phase::kGates);
@@ -135,10 +139,7 @@ class Forward {
     const T *memory = b.now.memory.row(p, r), *candidate = b.candidate.row(0, e * plan_.Q + i);
     T* next = b.next.memory.row(q, r);
     T* next_tanh = plan_.G ? b.next.memory_tanh.row(q, r) : nullptr;
-    if (!tile_.runs(e, t)) {
-      copy_row<V>(memory, height, plan_.Dp, next, height);
-      if (plan_.G) copy_row<V>(b.now.memory_tanh.row(p, r), height, plan_.Dp, next_tanh, height);
-    } else if (!plan_.G) {
+    if (!plan_.G) {
       copy_row<V>(candidate, height, plan_.Dp, next, height);
     } else {
       const int64_t pair = b.inputs.pair_index(s, e);
@@ -151,11 +152,11 @@ class Forward {
 
   T* memories() const { return static_cast<T*>(tile_.in.memories); }
 
-  // Past the end of its last element a tile only repeats its memory.
+  // Past its end an element only repeats its memory.
   void repeat_frozen() {
     const int64_t size = plan_.N * plan_.D;
     for (int64_t e = 0; e < tile_.rows.elements; e++) {
-      for (int64_t t = tile_.end; t < tile_.in.steps; t++) {
+      for (int64_t t = tile_.ends(e); t < tile_.in.steps; t++) {
         const T* from = t == 0 ? tile_.initial_memory(e) : memories() + tile_.memory_offset(e, t - 1);
         __builtin_memcpy(memories() + tile_.memory_offset(e, t), from, static_cast<size_t>(size) * sizeof(T));
       }

@@ -21,6 +21,7 @@ inline void gate_row(const Plan& plan, const typename V::T* input, int64_t input
                      int32_t height, typename V::T* next, typename V::T* next_tanh) {
   using T = typename V::T;
   const int64_t step = int64_t{height} * V::W, chunks = plan.Dp / V::W, forget = plan.Gp / V::W;
+  const T* mask = static_cast<const T*>(plan.memory_gate.in.mask);  // a gate of the whole row may be NaN
   V i = V::zero(), f = V::zero();
   if (plan.config.gate == Gate::kMemory) {
     sigmoid_gates<V>(plan, input, input_step, gates, step, 0, &i, &f);
@@ -37,7 +38,7 @@ inline void gate_row(const Plan& plan, const typename V::T* input, int64_t input
     const V squashed = tanh(V::load(candidate + c * step));
     if (kKeep) squashed.store(tanh_out + c * step);
     if (next) {
-      const V m = fma(f, V::load(memory + c * step), i * squashed);
+      const V m = without_padding(fma(f, V::load(memory + c * step), i * squashed), mask, c * V::W);
       m.store(next + c * step);
       tanh(m).store(next_tanh + c * step);
     }

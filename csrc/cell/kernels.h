@@ -53,8 +53,6 @@ struct Kernels {
   void (*forward)(const Plan&, const CellInputs&);
   void (*backward)(const Plan&, const CellInputs&, const CellGradients&);
   ActivationSize (*activation_size)(const Plan&);
-  void (*apply)(int function, const void* x, void* y, int64_t count);              // exp, sigmoid, tanh: for tests
-  double (*gemm)(int64_t rows, int64_t inputs, int64_t outputs, int64_t repeats);  // least CPU seconds of one product
 };
 
 // Throws std::invalid_argument where this build does not have them.

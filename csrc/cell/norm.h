@@ -19,7 +19,7 @@ struct Affine {
   Affine(const Norm& n, const T* packed)
       : gamma(packed + n.gamma),
         beta(packed + n.beta),
-        mask(n.mask >= 0 ? packed + n.mask : nullptr),
+        mask(static_cast<const T*>(n.features.mask)),
         columns(n.features.padded),
         row_stride(n.rows > 1 ? n.features.padded : 0),
         count(static_cast<T>(n.features.size)) {}
@@ -52,21 +52,29 @@ inline void scale_row(const typename V::T* y, typename V::T mean, typename V::T 
                       typename V::T* hat, typename V::T* out) {
   const V mu = V::set(mean), scale = V::set(rstd);
   for (int64_t c = 0; c < affine.columns; c += V::W) {
-    V x = (V::load(y + c * height) - mu) * scale;
-    if (affine.mask) x = x * V::load(affine.mask + c);
+    const V x = without_padding((V::load(y + c * height) - mu) * scale, affine.mask, c);
     if (hat) x.store(hat + c * height);
     fma(x, V::load(gamma + c), V::load(beta + c)).store(out + c * height);
   }
 }
 
+// A power of two by which `count` numbers are multiplied before they are summed, so that the sum overflows only where
+// their mean does. Nothing is rounded by it.
+template <class T>
+inline T share(T count) {
+  return std::ldexp(T(1), -std::ilogb(count) - 1);
+}
+
+// Returns the sum, `share` times.
 template <class V>
 inline typename V::T add_and_sum(const typename V::T* y, const typename V::T* residual, int64_t columns, int32_t height,
-                                 typename V::T* out) {
+                                 typename V::T share, typename V::T* out) {
+  const V factor = V::set(share);
   return sum_chunks<V>(columns, [&](int64_t c, V total) {
     V x = V::load(y + c * height);
     if (residual) x = x + V::load(residual + c * height);
     x.store(out + c * height);
-    return total + x;
+    return fma(x, factor, total);
   });
 }
 
@@ -75,8 +83,7 @@ inline typename V::T squared_deviations(const typename V::T* x, typename V::T me
                                         int64_t columns, int32_t height) {
   const V mu = V::set(mean);
   return sum_chunks<V>(columns, [&](int64_t c, V total) {
-    V d = V::load(x + c * height) - mu;
-    if (mask) d = d * V::load(mask + c);
+    const V d = without_padding(V::load(x + c * height) - mu, mask, c);
     return fma(d, d, total);
   });
 }
@@ -96,6 +103,7 @@ void norm_rows(const Window<V>& y, const Window<V>& residual, const Affine<typen
                const Window<V>& hat, const Window<V>& out, typename V::T* rstd, const Rows& rows, int64_t panels) {
   using T = typename V::T;
   const int32_t height = rows.height;
+  const T part = share(affine.count);
   for (int64_t p = 0; p < panels; p++) {
     const int64_t n = rows.in_panel(p);
     for (int32_t i = 0; i < n; i++) {
@@ -105,7 +113,7 @@ void norm_rows(const Window<V>& y, const Window<V>& residual, const Affine<typen
       if (centred) {
         squares = squared_deviations<V>(from, T(0), nullptr, affine.columns, height);
       } else {
-        mean = add_and_sum<V>(from, residual.row(p, i), affine.columns, height, to) / affine.count;
+        mean = add_and_sum<V>(from, residual.row(p, i), affine.columns, height, part, to) / (affine.count * part);
         squares = squared_deviations<V>(to, mean, affine.mask, affine.columns, height);
         from = to;
       }
@@ -123,14 +131,14 @@ void norm_elements(const Window<V>& y, const Window<V>& residual, const Affine<t
                    const TileRows& rows, int64_t live, int64_t steps) {
   using T = typename V::T;
   const int32_t height = rows.live.height;
-  const T count = affine.count * static_cast<T>(live);
+  const T count = affine.count * static_cast<T>(live), part = share(count);
   for (int64_t s = 0; s < steps; s++) {
     const int64_t p = s * rows.live.count;
     for (int64_t e = 0; e < rows.elements; e++) {
       T total = 0, squares = 0;
       for (int64_t r = e * live; r < (e + 1) * live; r++)
-        total += add_and_sum<V>(y.at(p, r), residual.at(p, r), affine.columns, height, out.at(p, r));
-      const T mean = total / count;
+        total += add_and_sum<V>(y.at(p, r), residual.at(p, r), affine.columns, height, part, out.at(p, r));
+      const T mean = total / (count * part);
       for (int64_t r = e * live; r < (e + 1) * live; r++)
         squares += squared_deviations<V>(out.at(p, r), mean, affine.mask, affine.columns, height);
       const T scale = inverse_deviation(squares / count);
@@ -188,9 +196,8 @@ inline void norm_back_row(typename V::T* d, const typename V::T* hat, typename V
                           NormSums<typename V::T> mean, const typename V::T* mask, int64_t columns, int32_t height) {
   const V g0 = V::set(mean.g), g1 = V::set(mean.gh * hat_scale), scale = V::set(rstd);
   for (int64_t c = 0; c < columns; c += V::W) {
-    V x = fnma(V::load(hat + c * height), g1, V::load(d + c * height) - g0) * scale;
-    if (mask) x = x * V::load(mask + c);
-    x.store(d + c * height);
+    const V x = fnma(V::load(hat + c * height), g1, V::load(d + c * height) - g0) * scale;
+    without_padding(x, mask, c).store(d + c * height);
   }
 }
 

@@ -14,6 +14,7 @@ constexpr int64_t kMaxSize = int64_t{1} << 30;
 
 struct Storage {
   std::list<std::vector<int32_t>> indices;
+  std::list<std::vector<char>> masks;
   std::vector<Block> blocks;
   std::vector<Linear> layers;
 };
@@ -82,6 +83,12 @@ class Builder {
       }
     }
     a.padded = static_cast<int64_t>(index.size());
+    if (a.padded > a.size) {
+      std::vector<char> mask;
+      for (int32_t i : index) mask.insert(mask.end(), plan_.precision == Precision::kFloat64 ? 8 : 4, i < 0 ? 0 : -1);
+      storage_->masks.push_back(std::move(mask));
+      a.mask = storage_->masks.back().data();
+    }
     storage_->indices.push_back(std::move(index));
     a.index = storage_->indices.back().data();
     return a;
@@ -189,7 +196,6 @@ class Builder {
     each_norm([&](Norm& n) {
       n.gamma = take(packed, n.rows * n.features.padded);
       n.beta = take(packed, n.rows * n.features.padded);
-      if (n.features.padded != n.features.size) n.mask = take(packed, n.features.padded);
     });
     plan_.means = take(packed, plan_.Dp);
     plan_.forward_weights = packed;

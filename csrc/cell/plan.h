@@ -2,12 +2,15 @@
 // the spec and the vector width, computed once per cell; B, T and the threads only choose how many tiles there are.
 //
 // Padding: every axis that a kernel walks in vectors of W is rounded up to W (names end in `p`), for queries, keys and
-// values per head. What is padded is zero throughout, so it changes no sum.
+// values per head. What is padded is zero throughout, so it changes no sum. A zero times an infinity is not zero, so
+// that what writes such a vector out of true columns clears its padding (without_padding in gemm/panels.h): products,
+// norms and gates; the rest maps zeros to zeros.
 #pragma once
 #include <cstdint>
 #include <memory>
 #include <vector>
 
+#include "gemm/axis.h"
 #include "machine/isa.h"
 
 namespace rmc {
@@ -28,12 +31,6 @@ struct CellConfig {
   double forget_bias = 0, input_bias = 0;
 };
 
-// An axis and its padded form: index[i] is the true position of padded position i, or -1.
-struct Axis {
-  int64_t size = 0, padded = 0;
-  const int32_t* index = nullptr;
-};
-
 // A Linear: weight [out, in]. Offsets count elements, `packed`, `packed_back` and `bias` in the packed weights,
 // `grad` and `grad_bias` in a gradient accumulator, where the weight is [out.padded, in.padded].
 struct Linear {
@@ -44,18 +41,11 @@ struct Linear {
   int64_t packed = 0, packed_back = 0, bias = 0, grad = 0, grad_bias = 0;
 };
 
-// Elements that a packed matrix takes, for padded axes. Split into bf16 terms it starts with a line of its own and has
-// an even number of chunks along `in`.
-inline int64_t packed_size(int terms, int64_t in, int64_t out) {
-  return terms ? 16 + (in + 31) / 32 * 32 * out * terms / 2 : in * out;
-}
-
 // The affine part of a LayerNorm: [rows, features.padded].
 struct Norm {
   int weight = -1, bias_param = -1;
   int64_t rows = 1;
   Axis features;
-  int64_t mask = -1;  // offset in the packed weights of 1 for features and 0 for padding; -1 without padding
   int64_t gamma = 0, beta = 0, grad_gamma = 0, grad_beta = 0;
 };
 

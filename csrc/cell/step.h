@@ -130,7 +130,7 @@ class Step {
       for (int64_t p = 0; p < range.count * live().count; p++) {
         const int64_t rows = live().in_panel(p);
         for (int32_t i = 0; i < rows; i++)
-          add_and_sum<V>(y.row(p, i), residual.row(p, i), plan_.Dp, live().height, out.row(p, i));
+          add_and_sum<V>(y.row(p, i), residual.row(p, i), plan_.Dp, live().height, T(1), out.row(p, i));
       }
     }
     tile_.clock.end(Phase::kNorm);

@@ -63,6 +63,7 @@ class StepBack {
             *squashed = a.candidate_tanh.row(p, r);
     T *carry = g.carry.row(0, r), *dgate = g.gates.row(p, r), *input = g.input_gates.row(0, pair);
     const bool unit = plan_.config.gate == Gate::kUnit;
+    const T* mask = static_cast<const T*>(plan_.memory_gate.in.mask);  // a gate of the whole row may be NaN
     const V one = V::set(1);
     V i = V::set(gate[0]), f = V::set(gate[forget * step]), total_i = V::zero(), total_f = V::zero();
     for (int64_t c = 0; c < chunks; c++) {
@@ -70,8 +71,8 @@ class StepBack {
       const V dm = V::load(d + c * step), u = V::load(squashed + c * step);
       const V di = dm * i, df = dm * f;
       const V gi = di * u * (one - i), gf = df * V::load(m + c * step) * (one - f);
-      df.store(carry + c * step);
-      (di * fnma(u, u, one)).store(out + c * step);
+      without_padding(df, mask, c * V::W).store(carry + c * step);
+      without_padding(di * fnma(u, u, one), mask, c * V::W).store(out + c * step);
       if (unit) {
         put_gate(gi, dgate + c * step, input + c * pair_step);
         put_gate(gf, dgate + (forget + c) * step, input + (forget + c) * pair_step);
@@ -108,7 +109,7 @@ class StepBack {
     Panels<V> heads = g.dout;
     if (plan_.config.output_projection) {
       copy(g.dout, 0, bg.output, p);
-      gemm(g.dout, 0, w.transposed(params.output), nullptr, g.hidden, 0, panels, Start::kBias);
+      w.multiply_back(params.output, {g.dout, 0, nullptr, g.hidden, 0, panels});
       heads = g.hidden;
       tile_.clock.end(Phase::kBackMlp);
     }
@@ -116,8 +117,8 @@ class StepBack {
     tile_.clock.end(Phase::kBackAttention);
     norm({bg.qkv, p}, {a.raw, p}, s, a.qkv_rstd, !plan_.config.joint_norm, params.qkv_norm);
     tile_.clock.end(Phase::kBackNorm);
-    gemm(bg.qkv, p, w.transposed(params.qkv), nullptr, g.dout, 0, panels,
-         plan_.config.attention_residual ? Start::kAccumulate : Start::kBias);
+    w.multiply_back(params.qkv, {bg.qkv, p, nullptr, g.dout, 0, panels,
+                                 plan_.config.attention_residual ? Start::kAccumulate : Start::kBias});
     tile_.clock.end(Phase::kBackQkv);
   }
 
@@ -132,10 +133,10 @@ class StepBack {
     }
     for (int64_t l = top; l > 0; l--) {
       const Panels<V> below = bg.layer(l - 1);
-      gemm(bg.layer(l), p, w.transposed(plan_.layer_at(l)), nullptr, below, p, panels, Start::kBias);
+      w.multiply_back(plan_.layer_at(l), {bg.layer(l), p, nullptr, below, p, panels});
       masked(below, p, a.layer(l - 1, true), p, below, p);
     }
-    gemm(bg.layer(0), p, w.transposed(plan_.layer_at(0)), nullptr, g.dout, 0, panels, Start::kAccumulate);
+    w.multiply_back(plan_.layer_at(0), {bg.layer(0), p, nullptr, g.dout, 0, panels, Start::kAccumulate});
   }
 
   void copy(const Panels<V>& from, int64_t first_from, const Panels<V>& to, int64_t first_to) const {
@@ -192,8 +193,7 @@ class StepBack {
   void memory(const Activations<V>& a, const ChunkGradients<V>& g, int64_t s, int64_t time) {
     const int64_t p = s * slots().count, step = a.memory.chunk_stride();
     if (plan_.G) {
-      gemm(g.gates, p, tile_.weights.transposed(plan_.memory_gate), nullptr, g.from_gates, 0, slots().count,
-           Start::kBias);
+      tile_.weights.multiply_back(plan_.memory_gate, {g.gates, p, nullptr, g.from_gates, 0, slots().count});
       tile_.clock.end(Phase::kBackGateProduct);
     }
     const V one = V::set(1);

@@ -16,12 +16,17 @@ struct Weights {
   const void* const* params = nullptr;
   T* room = nullptr;
 
-  void multiply(const Linear& l, const Product<V>& product) const {
+  void multiply(const Linear& l, Product<V> product) const {
+    product.mask = static_cast<const T*>(l.out.mask);
     if (!params || l.reused) return gemm<V>(product, packed + l.packed);
     if constexpr (V::kTerms == 0)
       gemm<V>(product, Matrix<V>{static_cast<const T*>(params[l.weight]), l.in, 1, l.out, l.in.size, nullptr}, room);
   }
-  const T* transposed(const Linear& l) const { return packed + l.packed_back; }
+  // By the transpose.
+  void multiply_back(const Linear& l, Product<V> product) const {
+    product.mask = static_cast<const T*>(l.in.mask);
+    gemm<V>(product, packed + l.packed_back);
+  }
   const T* bias(const Linear& l) const { return packed + l.bias; }
 };
 
@@ -87,21 +92,22 @@ struct Packer {
     if (n.weight < 0) return;
     pad_vector(param(n.weight), n.features, n.rows, packed + n.gamma);
     pad_vector(param(n.bias_param), n.features, n.rows, packed + n.beta);
-    if (n.mask >= 0) {
-      for (int64_t i = 0; i < n.features.padded; i++) packed[n.mask + i] = n.features.index[i] >= 0 ? T(1) : T(0);
-    }
   }
 
   // The input's term carries every bias of the gates, so that the memory's needs none.
   void gates() {
     linear(plan.input_gate);
     linear(plan.memory_gate);
-    const T forget = plan.forget_bias_param >= 0 ? *param(plan.forget_bias_param) : T(plan.config.forget_bias);
-    const T input = plan.input_bias_param >= 0 ? *param(plan.input_bias_param) : T(plan.config.input_bias);
+    // In double, so that a large bias is rounded once.
+    const double forget =
+        plan.forget_bias_param >= 0 ? double{*param(plan.forget_bias_param)} : plan.config.forget_bias;
+    const double input = plan.input_bias_param >= 0 ? double{*param(plan.input_bias_param)} : plan.config.input_bias;
     T* bias = packed + plan.input_gate.bias;
+    const T* from_memory = packed + plan.memory_gate.bias;
     for (int64_t i = 0; i < plan.G; i++) {
-      bias[i] = bias[i] + packed[plan.memory_gate.bias + i] + input;
-      bias[plan.Gp + i] = bias[plan.Gp + i] + packed[plan.memory_gate.bias + plan.Gp + i] + forget;
+      const int64_t f = plan.Gp + i;
+      bias[i] = static_cast<T>(double{bias[i]} + double{from_memory[i]} + input);
+      bias[f] = static_cast<T>(double{bias[f]} + double{from_memory[f]} + forget);
     }
   }
 };

@@ -1,8 +1,9 @@
 // C = A W + bias on panels, W packed by gemm/pack.h.
 //
-// Every element of C is one chain of multiply-adds in the order of k per block of 64 (the first starts from the bias),
-// and the blocks are added in order: whatever the panel height and the number of columns a kernel takes. So a row's
-// result depends on that row alone: not on its neighbours, the tile, the threads, or how a sequence was cut.
+// Every element of C is one chain of multiply-adds in the order of k per block of 64, and the blocks are added in
+// order, whatever the panel height and the number of columns a kernel takes. So a row's result depends on that row
+// alone: not on its neighbours, the tile, the threads, or how a sequence was cut. The bias is added last: a chain that
+// starts from it rounds every partial sum at its size (a gate bias of -2: 2.7 times PyTorch's error in the memories).
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -24,15 +25,15 @@ constexpr int64_t kFewBytes = 16 << 10;
 
 template <class V, int R, int C>
 inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* w, int64_t pair_stride,
-                        const typename V::T* bias, bool accumulate, bool relu, typename V::T* c) {
+                        const typename V::T* bias, const typename V::T* mask, bool accumulate, bool relu,
+                        typename V::T* c) {
   constexpr int W = V::W;
   constexpr int kPair = C == 1 ? 1 : 2;
   V acc[R][C];
 #pragma GCC unroll 4
   for (int j = 0; j < C; j++) {
-    const V start = bias ? V::load(bias + j * W) : V::zero();
 #pragma GCC unroll 16
-    for (int r = 0; r < R; r++) acc[r][j] = start;
+    for (int r = 0; r < R; r++) acc[r][j] = V::zero();
   }
   for (int64_t chunk = 0; chunk < k; chunk += W) {
 #pragma GCC unroll 4
@@ -54,12 +55,20 @@ inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* 
     a += R * W;
     w += kPair * W * W;
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++) {
+  if (mask) {
 #pragma GCC unroll 4
     for (int j = 0; j < C; j++) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) acc[r][j] = without_padding(acc[r][j], mask, j * W);
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < C; j++) {
+    const V last = bias ? V::load(bias + j * W) : V::zero();
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
       typename V::T* to = c + (j * R + r) * W;
-      V y = accumulate ? V::load(to) + acc[r][j] : acc[r][j];
+      V y = (accumulate ? V::load(to) + acc[r][j] : acc[r][j]) + last;
       if (relu) y = max(V::zero(), y);  // a NaN stays one
       y.store(to);
     }
@@ -67,8 +76,8 @@ inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* 
 }
 
 template <class V>
-using GemmKernel = void (*)(int64_t, const typename V::T*, const typename V::T*, int64_t, const typename V::T*, bool,
-                            bool, typename V::T*);
+using GemmKernel = void (*)(int64_t, const typename V::T*, const typename V::T*, int64_t, const typename V::T*,
+                            const typename V::T*, bool, bool, typename V::T*);
 
 template <class V, int C, int... R>
 inline GemmKernel<V> gemm_kernel_of(int height, std::integer_sequence<int, R...>) {
@@ -108,6 +117,7 @@ struct Product {
   int64_t first_c, count;
   Start start = Start::kBias;
   bool relu = false;
+  const T* mask = nullptr;  // of C's columns, see without_padding; Weights fill it in
 
   // A block of k for the columns of chunk j on; `w` are their packed weights.
   void block(const GemmKernels<V>& kernels, int64_t take, int64_t j, int64_t k0, const T* w) const {
@@ -116,19 +126,20 @@ struct Product {
     const bool accumulate = k0 > 0 || start == Start::kAccumulate;
     for (int64_t p = 0; p < count; p++) {
       kernels[take](k, a.panel(first_a + p) + k0 * a.height, w + k0 * (take == 1 ? 1 : 2) * W, 2 * W * K,
-                    bias && k0 == 0 ? bias + j * W : nullptr, accumulate, relu && k0 + k == K,
-                    c.panel(first_c + p) + j * c.height * W);
+                    bias && k0 + k == K ? bias + j * W : nullptr, mask ? mask + j * W : nullptr, accumulate,
+                    relu && k0 + k == K, c.panel(first_c + p) + j * c.height * W);
     }
   }
 };
 
+// Where products are of tiles; in gemm/tile_gemm.h.
+template <class V>
+void tile_gemm(const Product<V>& product, const float* packed);
+
 // `weights` holds [A.columns, C.columns], packed.
 template <class V>
 void gemm(const Product<V>& product, const typename V::T* weights) {
-  if constexpr (V::kTerms > 0) {
-    const Product<V>& p = product;
-    return tile_gemm(p.a, p.first_a, weights, p.bias, p.c, p.first_c, p.count, p.start, p.relu);
-  }
+  if constexpr (V::kTerms > 0) return tile_gemm(product, weights);
   const int64_t K = product.a.columns, chunks = product.c.columns / V::W;
   const GemmKernels<V> kernels(product.a.height);
   const bool few = product.count * product.a.height * K * static_cast<int64_t>(sizeof(typename V::T)) <= kFewBytes;
@@ -153,12 +164,6 @@ void gemm(const Product<V>& product, const Matrix<V>& weights, typename V::T* ro
     pack_columns<V>(weights, j * V::W, take * V::W, room);
     for (int64_t k0 = 0; k0 < K; k0 += kBlockK) product.block(kernels, take, j, k0, room);
   }
-}
-
-template <class V>
-void gemm(const Panels<V>& a, int64_t first_a, const typename V::T* weights, const typename V::T* bias,
-          const Panels<V>& c, int64_t first_c, int64_t count, Start start, bool relu = false) {
-  gemm<V>(Product<V>{a, first_a, bias, c, first_c, count, start, relu}, weights);
 }
 
 }  // namespace RMC_ISA

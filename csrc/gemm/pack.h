@@ -3,7 +3,8 @@
 #pragma once
 #include <cstdint>
 
-#include "cell/plan.h"
+#include "gemm/axis.h"
+#include "simd/vectors.h"
 
 namespace rmc {
 namespace RMC_ISA {
@@ -70,6 +71,10 @@ void pack_columns(const Matrix<V>& matrix, int64_t first, int64_t columns, typen
     }
   }
 }
+
+// Where products are of tiles; in gemm/tile_gemm.h.
+template <class V>
+void tile_pack(const Matrix<V>& matrix, float* packed);
 
 template <class V>
 void pack(const Matrix<V>& matrix, typename V::T* packed) {

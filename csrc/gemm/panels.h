@@ -7,7 +7,8 @@
 #pragma once
 #include <cstdint>
 
-#include "common/scratch.h"
+#include "common/bump.h"
+#include "simd/vectors.h"
 
 namespace rmc {
 namespace RMC_ISA {
@@ -46,6 +47,13 @@ struct Panels : Rows {
   }
   explicit operator bool() const { return data != nullptr; }
 };
+
+// x, the columns from `column` on of an axis whose mask that is (cell/plan.h; null: no padding), with zeros in the
+// padding, whatever is there.
+template <class V>
+inline V without_padding(V x, const typename V::T* mask, int64_t column) {
+  return mask ? x & V::load(mask + column) : x;
+}
 
 }  // namespace RMC_ISA
 }  // namespace rmc

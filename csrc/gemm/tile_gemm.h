@@ -14,6 +14,7 @@
 
 #include "gemm/gemm.h"
 #include "gemm/pack.h"
+#include "gemm/product.h"
 #include "gemm/tiles.h"
 
 namespace rmc {
@@ -157,7 +158,8 @@ class TileOperands {
 // A block of 16 R rows and 16 C columns over `depth` tiles of k. bias: of the first columns, or null: c is added to.
 template <class V, int R, int C>
 void tile_block(const TileProduct& product, int64_t depth, const uint32_t* a, int64_t a_next, const uint32_t* w,
-                int64_t w_next, Lines ahead, int32_t height, const float* bias, bool relu, float* c, int64_t c_next) {
+                int64_t w_next, Lines ahead, int32_t height, const float* bias, const float* mask, bool relu, float* c,
+                int64_t c_next) {
   alignas(64) float sums[4 * 256];
   product.multiply<V::kTerms, R, C>(depth, a, a_next, w, w_next, ahead, sums);
   for (int i = 0; i < R; i++) {
@@ -168,7 +170,7 @@ void tile_block(const TileProduct& product, int64_t depth, const uint32_t* a, in
       for (int32_t r = 0; r < height; r++, from += 16, to += 16) {
         V y = (bias ? start : V::load(to)) + V::load(from);
         if (relu) y = max(V::zero(), y);  // a NaN stays one
-        y.store(to);
+        without_padding(y, mask, j * 16).store(to);
       }
     }
   }
@@ -176,20 +178,20 @@ void tile_block(const TileProduct& product, int64_t depth, const uint32_t* a, in
 
 template <class V>
 using TileBlock = void (*)(const TileProduct&, int64_t, const uint32_t*, int64_t, const uint32_t*, int64_t, Lines,
-                           int32_t, const float*, bool, float*, int64_t);
+                           int32_t, const float*, const float*, bool, float*, int64_t);
 
-// One row by plain multiply-adds.
+// One row of panel `panel` of the product by plain multiply-adds.
 template <class V>
-void exact_row(const Panels<V>& a, int64_t panel_a, int64_t row, const TileWeights<V>& weights, const float* bias,
-               Start start, bool relu, const Panels<V>& c, int64_t panel_c) {
-  const float* x = a.panel(panel_a) + row * 16;
-  float* to = c.panel(panel_c) + row * 16;
+void exact_row(const Product<V>& product, int64_t panel, int64_t row, const TileWeights<V>& weights) {
+  const auto& [a, first_a, bias, c, first_c, count, start, relu, mask] = product;
+  const float* x = a.panel(first_a + panel) + row * 16;
+  float* to = c.panel(first_c + panel) + row * 16;
   for (int64_t j = 0; j < c.columns / 16; j++, to += c.chunk_stride()) {
     V y = start == Start::kAccumulate ? V::load(to) : bias ? V::load(bias + j * 16) : V::zero();
     for (int64_t k = 0; k < a.columns; k++)
       y = fma(V::set(x[k / 16 * a.chunk_stride() + k % 16]), weights.row(j, k), y);
     if (relu) y = max(V::zero(), y);
-    y.store(to);
+    without_padding(y, mask, j * 16).store(to);
   }
 }
 
@@ -202,24 +204,23 @@ Lines share_of(int64_t p, int64_t panels) {
 }
 
 template <class V>
-void tile_gemm(const Panels<V>& a, int64_t first_a, const float* packed, const float* bias, const Panels<V>& c,
-               int64_t first_c, int64_t count, Start start, bool relu) {
+void tile_gemm(const Product<V>& product, const float* packed) {
   static constexpr float kNoBias[32] = {};
   static constexpr TileBlock<V> kBlocks[2][2] = {{tile_block<V, 1, 1>, tile_block<V, 1, 2>},
                                                  {tile_block<V, 2, 1>, tile_block<V, 2, 2>}};
+  const auto& [a, first_a, bias, c, first_c, count, start, relu, mask] = product;
   const TileWeights<V> weights(packed, a.columns);
-  for (; count > 0; first_a += kTilePanels, first_c += kTilePanels, count -= kTilePanels) {
-    const int64_t panels = count < kTilePanels ? count : kTilePanels;
+  for (int64_t first_panel = 0; first_panel < count; first_panel += kTilePanels) {
+    const int64_t left = count - first_panel, panels = left < kTilePanels ? left : kTilePanels;
     if (!weights.whole()) {
-      for (int64_t p = 0; p < panels; p++) {
-        for (int64_t r = 0; r < a.in_panel(first_a + p); r++)
-          exact_row(a, first_a + p, r, weights, bias, start, relu, c, first_c + p);
+      for (int64_t p = first_panel; p < first_panel + panels; p++) {
+        for (int64_t r = 0; r < a.in_panel(first_a + p); r++) exact_row(product, p, r, weights);
       }
       continue;
     }
-    const TileOperands<V> operands(a, first_a, panels);
+    const TileOperands<V> operands(a, first_a + first_panel, panels);
     {
-      const TileProduct product(a.height);
+      const TileProduct tiles(a.height);
       constexpr int64_t kBlock = kTileBlockK / kTileK;
       for (int64_t k = 0; k < weights.depth(); k += kBlock) {
         const int64_t depth = weights.depth() - k < kBlock ? weights.depth() - k : kBlock;
@@ -229,15 +230,15 @@ void tile_gemm(const Panels<V>& a, int64_t first_a, const float* packed, const f
           const uint32_t* w = weights.tiles(j) + k * weights.kStep;
           const float* b = !first ? nullptr : bias ? bias + j * 16 : kNoBias;
           for (int64_t p = 0; p < panels; p += 2) {
-            kBlocks[p + 1 < panels][two](product, depth, operands.panel(p) + k * weights.kStep, operands.stride(), w,
-                                         weights.column_stride(), share_of<V>(p, panels), a.height, b, relu && last,
-                                         c.panel(first_c + p) + j * c.chunk_stride(), c.stride());
+            kBlocks[p + 1 < panels][two](tiles, depth, operands.panel(p) + k * weights.kStep, operands.stride(), w,
+                                         weights.column_stride(), share_of<V>(p, panels), a.height, b,
+                                         mask ? mask + j * 16 : nullptr, relu && last,
+                                         c.panel(first_c + first_panel + p) + j * c.chunk_stride(), c.stride());
           }
         }
       }
     }
-    for (const auto& place : operands.extreme())
-      exact_row(a, first_a + place.panel, place.row, weights, bias, start, relu, c, first_c + place.panel);
+    for (const auto& place : operands.extreme()) exact_row(product, first_panel + place.panel, place.row, weights);
   }
 }
 

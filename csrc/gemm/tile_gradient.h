@@ -2,6 +2,7 @@
 #pragma once
 #include <cstring>
 
+#include "gemm/product.h"
 #include "gemm/tiles.h"
 #include "gemm/weight_gradient.h"
 

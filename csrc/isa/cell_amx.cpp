@@ -1,11 +1,11 @@
 #define RMC_ISA amx
+#define RMC_SIMD "simd/avx512.h"
+#define RMC_PRODUCT "gemm/amx_product.h"
 // GCC 12's own intrinsics start from a value that they leave undefined.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include "simd/avx512.h"
-// The width and the product come first: what follows is compiled for them.
+#include "cell/hook_table.h"
 #include "cell/table.h"
-#include "gemm/amx_product.h"
 #include "gemm/tile_gemm.h"
 #include "gemm/tile_gradient.h"
 
@@ -19,6 +19,11 @@ const Kernels& kernels_amx() {
 const Kernels& kernels_amx_bfloat16() {
   static constexpr Kernels kernels = amx::table<amx::Vector16<1>>();
   return kernels;
+}
+
+const Hooks& hooks_amx() {
+  static constexpr Hooks hooks = amx::hook_table<amx::Vector16<3>>();
+  return hooks;
 }
 
 }  // namespace rmc

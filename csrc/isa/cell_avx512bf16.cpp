@@ -1,11 +1,11 @@
 #define RMC_ISA avx512bf16
+#define RMC_SIMD "simd/avx512.h"
+#define RMC_PRODUCT "gemm/bf16_product.h"
 // GCC 12's own intrinsics start from a value that they leave undefined.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include "simd/avx512.h"
-// The width and the product come first: what follows is compiled for them.
+#include "cell/hook_table.h"
 #include "cell/table.h"
-#include "gemm/bf16_product.h"
 #include "gemm/tile_gemm.h"
 #include "gemm/tile_gradient.h"
 

@@ -1,6 +1,6 @@
 #define RMC_ISA generic
-#include "simd/generic.h"
-// The width comes first: what follows is compiled for it.
+#define RMC_SIMD "simd/generic.h"
+#include "cell/hook_table.h"
 #include "cell/table.h"
 
 namespace rmc {
@@ -13,6 +13,11 @@ const Kernels& kernels_generic() {
 const Kernels& kernels_generic_double() {
   static constexpr Kernels kernels = generic::table<generic::Vector<double>>();
   return kernels;
+}
+
+const Hooks& hooks_generic() {
+  static constexpr Hooks hooks = generic::hook_table<generic::Vector<float>>();
+  return hooks;
 }
 
 }  // namespace rmc

@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
-#include "bindings.h"
-#include "cell/native.h"
-#include "common/dlpack.h"
+#include "python/bindings.h"
+#include "python/dlpack.h"
+#include "python/native.h"
 #include "python/tensors.h"
 
 namespace rmc {

@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "bindings.h"
-#include "cell/native.h"
+#include "python/bindings.h"
+#include "python/native.h"
 #include "python/tensors.h"
 
 namespace rmc {

@@ -10,8 +10,8 @@
 #include <stdexcept>
 #include <utility>
 
-#include "common/dlpack.h"
-#include "common/new_tensor.h"
+#include "python/dlpack.h"
+#include "python/new_tensor.h"
 
 namespace rmc {
 

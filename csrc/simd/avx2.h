@@ -27,6 +27,7 @@ struct Simd {
   friend Simd operator-(Simd a, Simd b) { return {_mm256_sub_ps(a.v, b.v)}; }
   friend Simd operator*(Simd a, Simd b) { return {_mm256_mul_ps(a.v, b.v)}; }
   friend Simd operator/(Simd a, Simd b) { return {_mm256_div_ps(a.v, b.v)}; }
+  friend Simd operator&(Simd a, Simd b) { return {_mm256_and_ps(a.v, b.v)}; }
   friend Simd fma(Simd a, Simd b, Simd c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   friend Simd fnma(Simd a, Simd b, Simd c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
   friend Simd max(Simd a, Simd b) { return {_mm256_max_ps(a.v, b.v)}; }
@@ -41,6 +42,9 @@ struct Simd {
     return {_mm256_mul_ps(_mm256_mul_ps(a.v, power2(half)), power2(_mm256_sub_epi32(i, half)))};
   }
   friend Simd reciprocal(Simd a) { return {_mm256_div_ps(_mm256_set1_ps(1.f), a.v)}; }
+  friend Simd if_less(Simd a, Simd bound, Simd x, Simd y) {
+    return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, bound.v, _CMP_LT_OQ))};
+  }
   friend Simd zero_if_less(Simd a, Simd bound, Simd x) {
     return {_mm256_and_ps(_mm256_cmp_ps(a.v, bound.v, _CMP_NLT_UQ), x.v)};
   }

@@ -31,6 +31,7 @@ struct Vector16 {
   friend Vector16 operator-(Vector16 a, Vector16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
   friend Vector16 operator*(Vector16 a, Vector16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
   friend Vector16 operator/(Vector16 a, Vector16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+  friend Vector16 operator&(Vector16 a, Vector16 b) { return {_mm512_and_ps(a.v, b.v)}; }                 // of bits
   friend Vector16 fma(Vector16 a, Vector16 b, Vector16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }    // a b + c
   friend Vector16 fnma(Vector16 a, Vector16 b, Vector16 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
   // Both return b where either operand is a NaN.
@@ -48,6 +49,10 @@ struct Vector16 {
   friend Vector16 reciprocal(Vector16 a) {
     const __m512 y = _mm512_rcp14_ps(a.v);
     return {_mm512_fmadd_ps(y, _mm512_fnmadd_ps(a.v, y, _mm512_set1_ps(1.f)), y)};
+  }
+  // x where a < bound, y elsewhere, also where a is a NaN.
+  friend Vector16 if_less(Vector16 a, Vector16 bound, Vector16 x, Vector16 y) {
+    return {_mm512_mask_mov_ps(y.v, _mm512_cmp_ps_mask(a.v, bound.v, _CMP_LT_OQ), x.v)};
   }
   // x, or 0 where a < bound; where a is a NaN it is x.
   friend Vector16 zero_if_less(Vector16 a, Vector16 bound, Vector16 x) {

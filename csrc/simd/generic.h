@@ -17,6 +17,7 @@ struct Vector {
   static constexpr int kMaxRows = 4;
   static constexpr int kWideRows = 0;
   static constexpr int kGradRows = 2;
+  using Bits = decltype(Lanes() < Lanes());  // integers
   Lanes v;
 
   static Vector load(const T* p) {
@@ -50,6 +51,7 @@ struct Vector {
   friend Vector operator-(Vector a, Vector b) { return {a.v - b.v}; }
   friend Vector operator*(Vector a, Vector b) { return {a.v * b.v}; }
   friend Vector operator/(Vector a, Vector b) { return {a.v / b.v}; }
+  friend Vector operator&(Vector a, Vector b) { return {(Lanes)((Bits)a.v & (Bits)b.v)}; }
   friend Vector fma(Vector a, Vector b, Vector c) { return {a.v * b.v + c.v}; }
   friend Vector fnma(Vector a, Vector b, Vector c) { return {c.v - a.v * b.v}; }
   friend Vector max(Vector a, Vector b) { return {a.v > b.v ? a.v : b.v}; }
@@ -74,6 +76,7 @@ struct Vector {
     return a;
   }
   friend Vector reciprocal(Vector a) { return set(1) / a; }
+  friend Vector if_less(Vector a, Vector bound, Vector x, Vector y) { return {a.v < bound.v ? x.v : y.v}; }
   friend Vector zero_if_less(Vector a, Vector bound, Vector x) { return {a.v < bound.v ? zero().v : x.v}; }
   friend Vector zero_unless_positive(Vector a, Vector x) { return {a.v <= zero().v ? zero().v : x.v}; }
   friend T sum(Vector a) {

@@ -12,9 +12,13 @@
 #include <thread>
 #include <utility>
 #include <vector>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include "cell/kernels.h"
 #include "cell/plan.h"
+#include "common/bump.h"
 #include "common/interrupt.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
@@ -192,6 +196,52 @@ void test_infinity(const Named& cell, rmc::Isa isa, rmc::Precision precision) {
   check(!finite(problem.memories), "an infinite weight does not");
 }
 
+// The same numbers, any NaN being like any other.
+template <class T>
+bool same_but_nan(const std::vector<T>& a, const std::vector<T>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](T x, T y) { return x == y || (std::isnan(x) && std::isnan(y)); });
+}
+
+// What no step reads reaches nothing, and an infinity in each parameter the same from saved activations as from
+// recomputed ones.
+template <class T>
+void test_not_finite(const Named& cell, rmc::Isa isa, rmc::Precision precision) {
+  const std::string what = std::string(cell.name) + " " + rmc::name(isa);
+  Problem<T> problem(cell.config, isa, precision, cell.batch, 3);
+  problem.run(1, false, true);
+  const std::vector<T> clean = problem.results();
+  const size_t size = static_cast<size_t>(problem.plan->N * problem.plan->D), steps = 3;
+  for (T value : {T(NAN), T(INFINITY)}) {
+    for (size_t e = 0; e < problem.lengths.size(); e++) {
+      if (problem.lengths[e] > 0) continue;
+      for (auto* memories : {&problem.memory, &problem.reset_memory})
+        std::fill_n(memories->begin() + static_cast<std::ptrdiff_t>(e * size), size, value);
+    }
+    for (bool save : {false, true}) {
+      problem.run(2, save, true);
+      for (size_t e = 0; e < problem.lengths.size(); e++) {
+        if (problem.lengths[e] > 0) continue;
+        const auto at = static_cast<std::ptrdiff_t>(e * steps * size);
+        check(same_but_nan(std::vector<T>(steps * size, value),
+                           std::vector<T>(problem.memories.begin() + at,
+                                          problem.memories.begin() + at + static_cast<std::ptrdiff_t>(steps * size))),
+              what + ": an element that never runs keeps its memory");
+        std::copy_n(clean.begin() + at, steps * size, problem.memories.begin() + at);
+      }
+      check(same(clean, problem.results()), what + ": its memory reaches nothing else");
+    }
+  }
+  for (size_t i = 0; i < problem.params.size(); i++) {
+    Problem<T> spoiled(cell.config, isa, precision, 5, 2);
+    spoiled.params[i].back() = T(INFINITY);
+    spoiled.run(1, false, false);
+    const std::vector<T> recomputed = spoiled.results();
+    spoiled.run(1, true, false);
+    check(same_but_nan(recomputed, spoiled.results()), what + ": an infinite parameter in saved activations");
+  }
+}
+
 // Sizes at which weights or gradient accumulators are more than a thread keeps between calls, with threads that end
 // while others still read them.
 void test_large(const rmc::CellConfig& cell) {
@@ -340,9 +390,11 @@ int main() {
         if (precision == rmc::Precision::kBfloat16 && isa < rmc::Isa::kAvx512Bf16) continue;
         test_cell<float>(cell, isa, precision);
         test_infinity(cell, isa, precision);
+        test_not_finite<float>(cell, isa, precision);
       }
     }
     test_cell<double>(cell, rmc::Isa::kGeneric, rmc::Precision::kFloat64);
+    test_not_finite<double>(cell, rmc::Isa::kGeneric, rmc::Precision::kFloat64);
   }
   test_large(cells().front().config);
   test_callers(cells().front(), rmc::supported_isas().back());

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -31,6 +32,11 @@ def is_watched() -> bool:
         if function() is not answer:
             return True
     return False
+
+
+def is_exporting_onnx() -> bool:
+    """Whether torch.onnx.export is running; asked without loading torch.onnx, which takes 0.1 s."""
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 def active_transform() -> str | None:

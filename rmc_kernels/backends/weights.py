@@ -58,7 +58,8 @@ class FrozenWeights:
 
     def check(self) -> None:
         """Raises RuntimeError where a parameter lies elsewhere by now, or torch counted a write to it."""
-        if self._state != _state(self._watched):
+        now = _state(self._watched)
+        if now != self._state and any(a != b for a, b in zip(self._state, now, strict=True) if None not in (a, b)):
             raise RuntimeError("a parameter was changed inside frozen_weights(); leave the block before training on")
 
     def packed(self, native: Any, backward: bool) -> Any:
@@ -105,7 +106,8 @@ def frozen_block(params: Sequence[Tensor]) -> FrozenWeights | None:
     return next((block for block in frozen_blocks if block.matches(params)), None)
 
 
-def _state(tensors: Sequence[Tensor]) -> list[tuple[int | None, int]]:
-    """What torch counted of writes to each, and its address; it counts none for inference tensors."""
+def _state(tensors: Sequence[Tensor]) -> list[int | None]:
+    """What torch counted of writes to each, and its address; None where it cannot be told, as while torch compiles."""
     readable = is_plain(*tensors)
-    return [(None if t.is_inference() else t._version, t.data_ptr() if readable else 0) for t in tensors]
+    counts = [None if t.is_inference() else t._version for t in tensors]  # it counts none for inference tensors
+    return [*counts, *(t.data_ptr() if readable else None for t in tensors)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from rmc_kernels.compat.mapping import Array
 
-_TAKES = "a file that ends in .npz or .safetensors"
+_FILE = "a file that ends in .npz or .safetensors"
 
 
 def read(path: str | PathLike[str]) -> dict[str, Array]:
@@ -50,12 +50,12 @@ def write(arrays: Mapping[str, Array], path: str | PathLike[str]) -> None:
 
         save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
     else:
-        raise ValueError(f"path takes {_TAKES}, got {str(path)!r}")
+        raise ValueError(f"path must be {_FILE}, got {str(path)!r}")
 
 
 def _read_tensorflow(path: Path) -> dict[str, Array]:
     if not path.is_dir() and not Path(f"{path}.index").exists():
-        raise FileNotFoundError(f"path takes {_TAKES}, or a TensorFlow checkpoint; no checkpoint is at {str(path)!r}")
+        raise FileNotFoundError(f"path must be {_FILE}, or a TensorFlow checkpoint; no checkpoint is at {str(path)!r}")
     try:
         from tensorflow.train import load_checkpoint
     except ImportError as error:

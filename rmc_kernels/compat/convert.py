@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = checkpoints.read(options.checkpoint)
     chosen = {name: value for name, value in sorted(found.items()) if name.startswith(options.scope)}
     if not chosen:
-        parser.error(f"--scope takes the beginning of a variable's name, such as one of {sorted(found)[:8]}")
+        parser.error(f"--scope must be the beginning of a variable's name, such as one of {sorted(found)[:8]}")
     checkpoints.write(chosen, options.out)
     for name, value in chosen.items():
         print(f"{name} {list(value.shape)}")

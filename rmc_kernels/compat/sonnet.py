@@ -11,19 +11,28 @@ from rmc_kernels.compat import checkpoints, mapping
 from rmc_kernels.compat.mapping import Array, Entry, Layer
 from rmc_kernels.spec import CellSpec
 
+#: The name that Sonnet gives the module by itself.
+_MODULE = "relational_memory/"
 
-def load_variables(layer: Layer, variables: Mapping[str, Array | Tensor]) -> None:
+
+def load_variables(layer: Layer, variables: Mapping[str, Array | Tensor], *, prefix: str = "") -> None:
     """Copy Sonnet's variables into a layer of the sonnet variant, in place.
 
     Args:
         layer: the layer or cell; its dtype and device stay.
         variables: TensorFlow op name -> array for every variable of the module, such as
             `relational_memory/linear_1/w` [in, out]; layout as in docs/cell.md.
+        prefix: what stands before `relational_memory/`, as in "agent/"; of a module with another name, that name too,
+            as in "agent/core/". Names that do not begin so are passed over.
 
     Raises:
         TypeError, ValueError: wrong layer, missing or unknown names, wrong shapes; nothing is written then.
     """
-    mapping.load(layer, _entries(mapping.check_layer(layer, "sonnet")), variables)
+    entries = _entries(mapping.check_layer(layer, "sonnet"))
+    under = mapping.below(variables, prefix)
+    if not any(str(name).startswith(_MODULE) for name in under):
+        entries = [entry._replace(theirs=entry.theirs.removeprefix(_MODULE)) for entry in entries]
+    mapping.load(layer, entries, variables, prefix=prefix)
 
 
 def export_variables(layer: Layer, gradients: bool = False) -> dict[str, Array]:
@@ -56,16 +65,16 @@ def load(layer: Layer, path: str | PathLike[str], scope: str | None = None) -> N
     """
     names = [entry.theirs for entry in _entries(mapping.check_layer(layer, "sonnet"))]
     found = checkpoints.read(path)
-    first, module = "linear/w", "relational_memory/"
+    first = "linear/w"
     scopes = [name.removesuffix(f"/{first}") for name in sorted(found) if name.endswith(f"/{first}")]
     chosen = scopes if scope is None else [scope]
-    complete = [top for top in chosen if all(f"{top}/{name.removeprefix(module)}" in found for name in names)]
+    complete = [top for top in chosen if all(f"{top}/{name.removeprefix(_MODULE)}" in found for name in names)]
     if len(complete) != 1:
         raise ValueError(
-            f"scope takes the name of one module with this layer's {len(names)} variables, got {scope!r}; "
+            f"scope must be the name of one module with this layer's {len(names)} variables, got {scope!r}; "
             f"complete in the file: {complete}, others: {sorted(set(scopes) - set(complete))}"
         )
-    load_variables(layer, {name: found[f"{complete[0]}/{name.removeprefix(module)}"] for name in names})
+    load_variables(layer, {name: found[f"{complete[0]}/{name.removeprefix(_MODULE)}"] for name in names})
 
 
 def save(layer: Layer, path: str | PathLike[str]) -> None:
@@ -82,11 +91,11 @@ def _entries(spec: CellSpec) -> list[Entry]:
     entries: list[Entry] = []
 
     def linear(theirs: str, ours: str) -> None:
-        entries.append(Entry(f"relational_memory/{theirs}/w", f"{ours}.weight", mapping.transposed))
-        entries.append(Entry(f"relational_memory/{theirs}/b", f"{ours}.bias", mapping.whole))
+        entries.append(Entry(f"{_MODULE}{theirs}/w", f"{ours}.weight", mapping.transposed))
+        entries.append(Entry(f"{_MODULE}{theirs}/b", f"{ours}.bias", mapping.whole))
 
     def norm(index: int, ours: str) -> None:
-        theirs = "relational_memory/layer_norm" + (f"_{index}" if index else "")
+        theirs = f"{_MODULE}layer_norm" + (f"_{index}" if index else "")
         entries.append(Entry(f"{theirs}/gamma", f"{ours}.weight", mapping.whole))
         entries.append(Entry(f"{theirs}/beta", f"{ours}.bias", mapping.whole))
 

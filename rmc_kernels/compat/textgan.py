@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from rmc_kernels.compat import l0sg
+from rmc_kernels.compat import conversion, l0sg
 
 
 class RelationalMemory(l0sg.RelationalMemory):
@@ -29,7 +29,12 @@ class RelationalMemory(l0sg.RelationalMemory):
             The memory [B, N, D], float32 for half types.
 
         Raises:
-            TypeError, ValueError: naming the argument, what it got and what it takes.
+            TypeError, ValueError: naming the argument, what it must be and what it got; as in `compat.l0sg`.
         """
-        outputs, final = self._sequence(inputs, memory)
+        outputs, final = self._run_sequence(inputs, memory)
         return outputs if self.return_all_outputs else outputs[:, -1:], final
+
+
+def from_module(original: nn.Module, *, backend: str = "auto") -> RelationalMemory:
+    """A drop-in from a living module of TextGAN's class, or of one derived from it; see `compat.l0sg.from_module`."""
+    return conversion.convert(original, RelationalMemory, backend)

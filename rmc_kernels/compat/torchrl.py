@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torchrl.envs.transforms import TensorDictPrimer
 from torchrl.modules import recurrent_mode
 
 from rmc_kernels import errors
+from rmc_kernels.frozen import FrozenCell
 from rmc_kernels.layers import RelationalMemory
 
 
@@ -24,6 +27,11 @@ class RelationalMemoryModule(TensorDictModuleBase):  # type: ignore[misc] # unty
         * episodes may begin anywhere in a sequence: one call runs it, nothing is split and padded;
         * in a sequence the memory of the first step is used where no episode begins there.
 
+    An actor packs the weights once for all steps of a rollout, which then have no gradient:
+
+        with module.frozen_weights():
+            env.rollout(100, policy)
+
     Args:
         layer: the layer; `batch_first=True`.
         in_key: the observation's features, [*batch, I].
@@ -33,7 +41,7 @@ class RelationalMemoryModule(TensorDictModuleBase):  # type: ignore[misc] # unty
         default_recurrent_mode: the mode outside of `set_recurrent_mode`.
 
     Raises:
-        TypeError, ValueError: naming the argument, what it got and what it takes.
+        TypeError, ValueError: naming the argument, what it must be and what it got.
     """
 
     def __init__(
@@ -54,6 +62,21 @@ class RelationalMemoryModule(TensorDictModuleBase):  # type: ignore[misc] # unty
         self.default_recurrent_mode = errors.boolean("default_recurrent_mode", default_recurrent_mode)
         self.in_keys = [in_key, memory_key, "is_init"]
         self.out_keys = [out_key, ("next", memory_key)]
+        self._frozen: FrozenCell | None = None
+
+    @contextmanager
+    def frozen_weights(self) -> Iterator[None]:
+        """As `RelationalMemory.frozen_weights`, which see: single steps inside the block are those of its object."""
+        outer = self._frozen
+        with self.layer.frozen_weights() as self._frozen:
+            try:
+                yield
+            finally:
+                self._frozen = outer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is outside of the block that this is in."""
+        return {**vars(self), "_frozen": None}
 
     @dispatch  # type: ignore[untyped-decorator]
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -71,7 +94,12 @@ class RelationalMemoryModule(TensorDictModuleBase):  # type: ignore[misc] # unty
         in_key, memory_key, init_key = self.in_keys
         resets = rows[init_key].reshape(rows.batch_size)
         carried = rows.get(memory_key, None)
-        output, memory = self.layer(rows[in_key], None if carried is None else carried[:, 0], resets=resets)
+        first = None if carried is None else carried[:, 0]
+        if self._frozen is not None and not sequence:
+            output, memory = self._frozen.step(rows[in_key][:, 0], first, resets=resets[:, 0])
+            output = output[:, None]
+        else:
+            output, memory = self.layer(rows[in_key], first, resets=resets)
         following = memory.new_zeros(*rows.batch_size, *memory.shape[1:])
         following = torch.cat([following[:, :-1], memory[:, None]], 1)
         tensordict.set(self.out_keys[0], output.reshape(*shape, *output.shape[2:]))

@@ -18,7 +18,7 @@ from rmc_kernels.tasks.models import ModelConfig
 from rmc_kernels.tasks.presets import Preset
 from rmc_kernels.tasks.progress import TrainingProgress
 from rmc_kernels.tasks.task import Task
-from rmc_kernels.tasks.training import TrainingConfig
+from rmc_kernels.tasks.training import TrainingConfig, check_device, checkpoint_to_resume, settings
 
 #: Standard errors by which every RMC run has to be above a level to count as above it.
 MARGIN = 5.0
@@ -76,11 +76,17 @@ def compare(
         console: where the bars go.
         cores: the models.
         processes: runs at a time; None for one on every core of the machine.
-        folder: of the runs' checkpoints and curves; a run goes on from its checkpoint if it exists. None for none.
+        folder: of the runs' checkpoints and curves; a run goes on from its checkpoint if it exists, and a finished one
+            stays as it is. None for none.
         rates: learning rates that each model tries, from a seed that is none of `seeds`; its runs take the one that
             did best on the held-out examples. Empty for the preset's.
         command: the command line that repeats it, if there is one.
+
+    Raises:
+        OSError: a file cannot be read or written, or is one of a run without a checkpoint.
+        TypeError, ValueError: what is asked for cannot be, or `folder` has a run of other settings. Nothing is trained.
     """
+    check_device(preset.training.device)
 
     def job(core: Core, rate: float, seed: int, tuning: bool = False) -> Job:
         model = replace(preset.model, core=core)
@@ -92,14 +98,49 @@ def compare(
         return Job(preset.task, model, training, path, command)
 
     best = dict.fromkeys(cores, preset.training.learning_rate)
+    tunings = [job(core, rate, max(seeds) + 1, True) for core in cores for rate in rates]
+    for tuning in tunings:
+        _refuse_another_run([tuning])
+    for core in cores:
+        for seed in seeds:
+            _refuse_another_run([job(core, rate, seed) for rate in rates or [best[core]]])
     tried: list[History] = []
-    if rates:
-        other = max(seeds) + 1
-        tried = _side_by_side([job(core, rate, other, True) for core in cores for rate in rates], console, processes)
+    if tunings:
+        tried = _side_by_side(tunings, console, processes)
         best = {core: best_rate([run for run in tried if run.model["core"] == core]) for core in cores}
     # Seed by seed, so that what an interruption leaves is as many runs of each model.
     found = _side_by_side([job(core, best[core], seed) for seed in seeds for core in cores], console, processes)
     return Comparison(tuple(sorted(found, key=lambda run: cores.index(run.model["core"]))), tuple(tried))
+
+
+def _refuse_another_run(candidates: Sequence[Job]) -> None:
+    """Raise ValueError unless a candidate for a run begins it, or may go on from the run's checkpoint."""
+    errors = []
+    for job in candidates:
+        try:
+            return _check(job)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _check(job: Job) -> None:
+    """Raise ValueError where the checkpoint that a job would go on from is not what the job itself would have made.
+
+    It is not where settings differ, or where the learning rates so far do: a falling schedule goes by the number of
+    updates, which a checkpoint may otherwise differ in.
+    """
+    if job.checkpoint is None:
+        return
+    kept = checkpoint_to_resume(job.checkpoint, settings(job.task, job.model, job.training))
+    for point in kept["points"][1:] if kept else []:
+        update, got, wanted = point["update"], point["learning_rate"], job.training.rate(point["update"])
+        if not math.isclose(got, wanted, rel_tol=1e-9):
+            raise ValueError(
+                f"updates must be as many as {job.checkpoint} was trained for, got {job.training.updates}: "
+                f"a {job.training.schedule} schedule of so many has a learning rate of {wanted:g} at update {update}, "
+                f"not {got:g}"
+            )
 
 
 def best_rate(runs: Sequence[History]) -> float:

@@ -74,7 +74,7 @@ class Adaptive(nn.Module):
     def __init__(self, size: int, classes: int, width: int) -> None:
         super().__init__()
         if classes < 16:
-            raise ValueError(f"head takes 'mlp' or 'tied' below 16 classes, got 'adaptive' for {classes}")
+            raise ValueError(f"head must be 'mlp' or 'tied' below 16 classes, got 'adaptive' for {classes}")
         self.project = nn.Linear(size, width)
         cutoffs = [classes // 8, classes * 3 // 8]
         self.softmax = nn.AdaptiveLogSoftmaxWithLoss(width, classes, cutoffs, div_value=2.0)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from rmc_kernels.tasks.files import replacing
 
 
 @dataclass(frozen=True)
@@ -100,24 +102,47 @@ class History:
         return above / error if error else math.copysign(math.inf, above) if above else 0.0
 
     def write(self, folder: Path, name: str) -> list[Path]:
-        """Write `name`.json (everything) and `name`.csv (the points) into `folder`, and return both paths.
+        """Write `name`.json (everything, and its SHA-256) and `name`.csv (the points) into `folder`.
 
         Whoever opens one, at any time, finds the old file or the new one.
+
+        Returns:
+            Both paths.
+
+        Raises:
+            OSError: the disk is full or refuses a file. The old one is as it was.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        kept = asdict(self)
         rows = io.StringIO(newline="")
         writer = csv.DictWriter(rows, [column.name for column in fields(Point)])
         writer.writeheader()
-        writer.writerows(asdict(point) for point in self.points)
+        writer.writerows(kept["points"])
         paths = [folder / f"{name}.json", folder / f"{name}.csv"]
-        for path, text in zip(paths, (json.dumps(asdict(self), indent=1) + "\n", rows.getvalue()), strict=True):
-            beside = path.with_name(f"{path.name}.partial")
-            beside.write_text(text, newline="")
-            os.replace(beside, path)
+        texts = [json.dumps({**kept, "sha256": _digest(kept)}, indent=1) + "\n", rows.getvalue()]
+        for path, text in zip(paths, texts, strict=True):
+            with replacing(path) as file:
+                file.write(text.encode())
         return paths
 
     @classmethod
     def read(cls, path: Path) -> History:
-        """The history that `write` put into a JSON file."""
-        kept = json.loads(path.read_text())
-        return cls(**{**kept, "points": [Point(**point) for point in kept["points"]]})
+        """The history that `write` put into a JSON file. Earlier versions wrote no SHA-256, and none is asked of it.
+
+        Raises:
+            OSError: there is no such file, or it cannot be read.
+            ValueError: it is no such file, or is no longer what was written.
+        """
+        try:
+            kept = json.loads(path.read_bytes())
+            damaged = kept.pop("sha256", None) not in (None, _digest(kept))
+            history = cls(**{**kept, "points": [Point(**point) for point in kept["points"]]})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} must be a record of `rmc train`, got another file or a damaged one") from error
+        if damaged:
+            raise ValueError(f"{path} is damaged, its checksum is another: restore a copy, or train again")
+        return history
+
+
+def _digest(kept: Mapping[str, Any]) -> str:
+    """The SHA-256 of a history's fields."""
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()

@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rmc_kernels.layers import RelationalMemory
+from rmc_kernels.tasks.exits import REFUSALS, one_line
 from rmc_kernels.tasks.models import SequenceModel
+from rmc_kernels.tasks.plots import write_figure
 from rmc_kernels.tasks.registry import trained
 from rmc_kernels.tasks.task import Batch, Task
 
@@ -25,7 +27,7 @@ def attention(model: SequenceModel, inputs: Tensor) -> Tensor:
     """
     layer = model.core.layer if hasattr(model.core, "layer") else None
     if not isinstance(layer, RelationalMemory):
-        raise ValueError("checkpoint takes one of an RMC: only its slots attend to each other")
+        raise ValueError("checkpoint must be of an RMC, got another model: only its slots attend to each other")
     _, _, weights = layer(model.encoder(inputs), return_attention=True)
     return weights[0]  # type: ignore[no-any-return]
 
@@ -58,16 +60,14 @@ def draw(weights: Tensor, captions: list[str], title: str, path: Path) -> Path:
     figure.suptitle(f"{title}\nrow: the slot that looks; column: the slot, or the input, that it looks at", fontsize=9)
     assert image is not None
     figure.colorbar(image, ax=grid.ravel().tolist(), label="attention", shrink=0.8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+    return write_figure(figure, path, dpi=110)
 
 
 def example(task: Task, number: int) -> Batch:
     """The held-out sequence `number` of the task's first part, without padding behind its last answer."""
     batch = next(iter(task.held_out(number + 1, 100 * (number + 1)).values()))[0]
     if number >= len(batch.inputs):
-        raise ValueError(f"example takes a number below {len(batch.inputs)} here, got {number}")
+        raise ValueError(f"example must be a number below {len(batch.inputs)} here, got {number}")
     row = batch.rows(number, number + 1)
     asked = (row.targets[0] >= 0).nonzero()
     length = int(asked[-1]) + 1
@@ -81,16 +81,15 @@ def inspect(
     out: Annotated[Path, typer.Option(help="The picture.")] = Path("attention.png"),
 ) -> None:
     """Draw the attention between the slots of a trained RMC over the steps of a held-out sequence."""
-    try:
+    with one_line(*REFUSALS):
         task, model, kept = trained(checkpoint)
         batch = example(task, number)
         weights = attention(model, batch.inputs)
         given, right = answers(task, model, batch)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
-    captions = [_wrapped(caption) for caption in task.captions(batch, 0)]
-    title = f"{task.title}, after {kept['update']:,} updates\nit answers {given}, right is {right}"
-    typer.echo(f"wrote {draw(weights[-last:], captions[-last:], title, out)}")
+        captions = [_wrapped(caption) for caption in task.captions(batch, 0)]
+        title = f"{task.title}, after {kept['update']:,} updates\nit answers {given}, right is {right}"
+        draw(weights[-last:], captions[-last:], title, out)
+    typer.echo(f"wrote {out}")
 
 
 def _wrapped(caption: str, width: int = 18) -> str:

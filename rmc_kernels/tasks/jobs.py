@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from rmc_kernels.tasks.files import claimed
 from rmc_kernels.tasks.history import History, Point
 from rmc_kernels.tasks.models import ModelConfig
 from rmc_kernels.tasks.task import Task
 from rmc_kernels.tasks.training import Trainer, TrainingConfig
+
+#: Seconds that a process is given to end when it is told to.
+GRACE = 10.0
 
 
 @dataclass(frozen=True)
@@ -45,36 +53,104 @@ class News(NamedTuple):
     point: Point
 
 
+class Done(NamedTuple):
+    """The job number `job` has ended."""
+
+    job: int
+    history: History
+
+
 def train_all(jobs: Sequence[Job], processes: int, watch: Callable[[News], None]) -> list[History]:
-    """Train every job, `processes` of them at a time, started in order; `watch` hears of every evaluation."""
+    """Train every job, `processes` of them at a time, started in order; `watch` hears of every evaluation.
+
+    Where one fails, or this process is interrupted, the others end too. Their checkpoints stay.
+
+    Raises:
+        OSError, TypeError, ValueError: a job asks for what cannot be, or a file of it cannot be read or written.
+        ChildProcessError: a process was ended from outside, such as by the system for want of memory.
+        RuntimeError: a training failed in another way; the message is the traceback of its process.
+    """
+    waiting, found = iter(enumerate(jobs)), dict[int, History]()
+    with _workers(min(processes, len(jobs))) as workers:
+        for pipe in workers:
+            pipe.send(next(waiting))
+        while len(found) < len(jobs):
+            ready = wait(list(workers))
+            for pipe in [pipe for pipe in workers if pipe in ready]:
+                answer = _answer(pipe, workers[pipe])
+                if isinstance(answer, News):
+                    watch(answer)
+                    continue
+                found[answer.job] = answer.history
+                if (job := next(waiting, None)) is not None:
+                    pipe.send(job)
+    return [found[number] for number in range(len(jobs))]
+
+
+def _answer(pipe: Connection, worker: BaseProcess) -> News | Done:
+    try:
+        answer: News | Done | Exception = pipe.recv()
+    except (EOFError, ConnectionResetError):
+        worker.join()
+        raise ChildProcessError(f"the process of a training ended with exit code {worker.exitcode}") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[dict[Connection, BaseProcess]]:
+    """Processes that train what they are sent, by the connection to each; they end with the block."""
     context = multiprocessing.get_context("spawn")
-    queue: SimpleQueue[News] = context.SimpleQueue()
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(queue,)) as pool:
-        futures = [pool.submit(_train, number, job) for number, job in enumerate(jobs)]
-        for news in _arrivals(queue, futures):
-            watch(news)
-        return [future.result() for future in futures]
+    workers: dict[Connection, BaseProcess] = {}
+    try:
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            worker: BaseProcess = context.Process(target=_work, args=(theirs,), daemon=True)
+            with _uninterrupted():
+                worker.start()
+                workers[ours] = worker
+            theirs.close()
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.terminate()
+        for worker in workers.values():
+            worker.join(GRACE)
+            if worker.exitcode is None:
+                worker.kill()
 
 
-def _arrivals(queue: SimpleQueue[News], futures: Sequence[Future[History]]) -> Iterator[News]:
-    """What comes out of `queue` until every future is done; a job's news is in the queue before its future is done."""
-    done = False
-    while not done:
-        done = not wait(futures, timeout=0.2).not_done
-        while not queue.empty():
-            yield queue.get()
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold SIGINT back: here for the block, in a process started meanwhile for good, which is to be ended from here."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # -- in the process of a job --------------------------------------------------------------------------------------
 
-_queue: SimpleQueue[News]
 
-
-def _start(queue: SimpleQueue[News]) -> None:
-    global _queue
-    _queue = queue
+def _work(pipe: Connection) -> None:
+    """Train what comes through `pipe`, and answer with `News` and then with `Done` or an exception."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # by way of what removes unfinished files
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        number, job = pipe.recv()
+        try:
+            answer: Done | Exception = Done(number, _train(number, job, pipe))
+        except (OSError, TypeError, ValueError) as error:
+            answer = error
+        except Exception:
+            answer = RuntimeError(f"a training failed in its process:\n{traceback.format_exc()}")
+        pipe.send(answer)
 
 
 def _end_with_parent() -> None:
@@ -85,20 +161,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _train(number: int, job: Job) -> History:
-    trainer = Trainer(job.task, job.model, job.training, job.checkpoint, resume=True)
-    trainer.history.command = job.command
-
+def _train(number: int, job: Job, pipe: Connection) -> History:
     def watch(trainer: Trainer) -> None:
         if trainer.evaluated:
-            _keep(trainer.history, job.checkpoint)
-            _queue.put(News(number, trainer.history.final))
+            pipe.send(News(number, trainer.history.final))
 
-    history = trainer.run(watch)
-    _keep(history, job.checkpoint)
-    return history
-
-
-def _keep(history: History, checkpoint: Path | None) -> None:
-    if checkpoint is not None:
-        history.write(checkpoint.parent, checkpoint.stem)
+    with claimed(job.checkpoint) if job.checkpoint is not None else nullcontext():
+        trainer = Trainer(job.task, job.model, job.training, job.checkpoint, resume=True, command=job.command)
+        try:
+            return trainer.run(watch)
+        except (TypeError, ValueError) as error:  # what the job asks for is right by now
+            raise RuntimeError("the training failed") from error

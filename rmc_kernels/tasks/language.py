@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import errors
+from rmc_kernels.tasks.files import text_of
 from rmc_kernels.tasks.models import ModelConfig, SequenceModel, build
 from rmc_kernels.tasks.task import Batch
 from rmc_kernels.tasks.texts import LEVELS, Level, TextStream, python_library, split, streams, vocabulary
@@ -63,9 +64,9 @@ class LanguageModelling:
         if self.text == PYTHON and not self.test:
             train, test = python_library(test=False), python_library(test=True)
         else:
-            train = python_library(test=False) if self.text == PYTHON else Path(self.text).read_text()
+            train = python_library(test=False) if self.text == PYTHON else _read(self.text)
             cut = len(train) if self.test else len(train) * 9 // 10
-            test = Path(self.test).read_text() if self.test else train[cut:]
+            test = _read(self.test) if self.test else train[cut:]
             train = train[:cut]
         return split(train[: self.characters or None], self.level), split(test, self.level)
 
@@ -112,3 +113,7 @@ class LanguageModelling:
     @cached_property
     def _token(self) -> dict[str, int]:
         return {token: number for number, token in enumerate(self.vocabulary)}
+
+
+def _read(path: str) -> str:
+    return text_of(path, Path(path).read_bytes())

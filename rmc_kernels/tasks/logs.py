@@ -1,4 +1,4 @@
-"""A training's curve as it grows: JSON and CSV, and TensorBoard where it is installed."""
+"""A training's curve as it grows, for TensorBoard where that is installed."""
 
 from __future__ import annotations
 
@@ -13,23 +13,17 @@ if TYPE_CHECKING:
 Watch = Callable[["Trainer"], None]
 
 
-def files(folder: Path, name: str) -> Watch:
-    """Writes `name`.json and `name`.csv into `folder` at every evaluation, so that a killed run leaves its curve."""
-
-    def watch(trainer: Trainer) -> None:
-        if trainer.evaluated:
-            trainer.history.write(folder, name)
-
-    return watch
-
-
 def tensorboard(folder: Path) -> Watch:
     """Writes every evaluation into `folder` for TensorBoard, against the updates.
 
     Raises:
-        ModuleNotFoundError: tensorboard is not installed.
+        OSError: the folder cannot be written to.
+        ValueError: tensorboard is not installed.
     """
-    from torch.utils.tensorboard import SummaryWriter  # optional
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # optional
+    except ModuleNotFoundError as error:
+        raise ValueError("--tensorboard requires tensorboard: pip install tensorboard") from error
 
     writer = SummaryWriter(str(folder))
 

@@ -74,7 +74,7 @@ class ModelConfig:
             errors.positive_int(name, getattr(self, name))
         errors.positive_int("readout_layers", self.readout_layers, minimum=0)
         if not 0 <= errors.real_number("dropout", self.dropout) < 1:
-            raise ValueError(f"dropout takes a probability in [0, 1), got {self.dropout}")
+            raise ValueError(f"dropout must be a probability in [0, 1), got {self.dropout}")
 
     def spec(self, input_size: int) -> CellSpec:
         """The RMC's cell for `input_size` features."""
@@ -214,7 +214,7 @@ def _build(
     if config.head == "mlp":
         head = MLP(core.size, classes, config.readout_layers, config.readout_width)
     elif input_size is not None:
-        raise ValueError(f"head takes 'mlp' where a step is no token, got {config.head!r}")
+        raise ValueError(f"head must be 'mlp' where a step is no token, got {config.head!r}")
     elif config.head == "tied":
         head = Tied(core.size, embedding)
     else:

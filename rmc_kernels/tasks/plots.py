@@ -8,6 +8,7 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
+from rmc_kernels.tasks.files import replacing
 from rmc_kernels.tasks.history import History, Point
 
 #: Name and colour of each core; Okabe and Ito's colours, which the colour-blind tell apart.
@@ -66,8 +67,13 @@ def plot_curves(histories: Sequence[History], path: Path) -> Path:
     axes.set_xlim(left=0, right=max(1, *(run.final.update for run in histories)))
     axes.grid(alpha=0.25)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    return write_figure(figure, path, dpi=100)
+
+
+def write_figure(figure: Figure, path: Path, dpi: int) -> Path:
+    """Write a picture in the format that the path's ending names, and return the path; OSError where that fails."""
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:] or "png", dpi=dpi)
     return path
 
 

@@ -59,7 +59,7 @@ class ProgramEvaluation:
         for name in ("digits", "length", "nesting"):
             errors.positive_int(name, getattr(self, name))
         if self.nesting > 8:
-            raise ValueError(f"nesting takes an int from 1 to 8, got {self.nesting}")
+            raise ValueError(f"nesting must be an int from 1 to 8, got {self.nesting}")
 
     @property
     def title(self) -> str:

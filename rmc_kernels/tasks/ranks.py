@@ -21,18 +21,27 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def started_together() -> bool:
+    """Whether torchrun started this process and others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def own_device(device: str) -> str:
+    """The device of this process: under torchrun each has a GPU of its own."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if started_together() and device.startswith("cuda") else device
+
+
 @contextmanager
-def joined(device: str) -> Iterator[str]:
-    """Join the other processes if torchrun started this one; gives the device that is this one's."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield device
+def joined(device: str) -> Iterator[None]:
+    """Join the other processes if torchrun started this one; `device` is this one's own."""
+    if not started_together() or dist.is_initialized():
+        yield
         return
     if device.startswith("cuda"):
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
-        yield device
+        yield
         # A thread of gloo's lets go of a collective's tensors after the collective has returned. Where that was the
         # last thing that a process did, Python had ended by then and torch aborted: 4 of 30 trainings of a few steps.
         dist.barrier()

@@ -29,7 +29,7 @@ def trained(path: Path) -> tuple[Task, SequenceModel, dict[str, Any]]:
     options = dict(kept["what"]["options"])
     task: Task = TASKS[options.pop("name")](**options)
     if list(task.vocabulary) != kept["vocabulary"]:
-        raise ValueError(f"checkpoint takes the text that it was trained on, which has changed since; got {path}")
+        raise ValueError(f"{path} must be of the text that it was trained on, which has changed since")
     model = task.model(ModelConfig(**kept["what"]["model"]))
     model.load_state_dict(kept["model"])
     return task, model.eval(), kept

@@ -9,23 +9,29 @@ from statistics import mean
 from typing import Annotated
 
 import typer
+from PIL import Image
 
+from rmc_kernels.tasks import summary
+from rmc_kernels.tasks.exits import one_line
+from rmc_kernels.tasks.files import replacing
 from rmc_kernels.tasks.history import History
 from rmc_kernels.tasks.plots import CORES, groups, model_label, plot_curves
 
 #: Every block between these marks is replaced by the table of the folder that it names.
 BLOCK = re.compile(r"(<!-- table: ([\w/.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: Of a picture: a third of the bytes, and the lines keep their colours.
+COLOURS = 48
 
 
 def read_runs(folder: Path) -> list[History]:
     """The runs whose JSON a folder holds: by core, learning rate and seed.
 
     Raises:
-        ValueError: there is none.
+        OSError, ValueError: there is none, or one is not a record of a run, or a damaged one.
     """
-    runs = [History.read(path) for path in sorted(folder.glob("*.json"))]
+    runs = [run for path in sorted(folder.glob("*.json")) for run in summary.read(path)]
     if not runs:
-        raise ValueError(f"results takes folders with the JSON of `rmc train`, got {folder}")
+        raise ValueError(f"runs must be folders with the JSON of `rmc train`, got {folder}")
     order = list(CORES)
     key = [(order.index(r.model["core"]), r.training["learning_rate"], r.training["seed"]) for r in runs]
     return [runs[i] for i in sorted(range(len(runs)), key=key.__getitem__)]
@@ -107,17 +113,30 @@ def fill(page: str, folder: Path) -> str:
     return BLOCK.sub(lambda m: f"{m[1]}{table(read_runs(folder / m[2]))}{m[3]}", page)
 
 
+def _shown(folder: str, page: str) -> bool:
+    """Whether the page shows the curves of a folder."""
+    return f"/{folder}/curves.png" in page
+
+
 def results(
     page: Annotated[Path, typer.Option(help="The page whose tables are written.")] = Path("docs/results.md"),
     runs: Annotated[Path, typer.Option(help="Folder of the folders that the page names.")] = Path("docs/results"),
+    add: Annotated[Path | None, typer.Option(help="Folder of `rmc train` whose runs are to be kept there.")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder that keeps the runs of --add; its own name without.")] = None,
 ) -> None:
-    """Write the tables of a page and the plots beside their runs from the JSON that `rmc train` left."""
-    try:
-        text = page.read_text()
+    """Write the tables of a page, and the curves that it shows, from the summaries of runs beside it."""
+    with one_line(OSError, ValueError):
+        text = page.read_text(encoding="utf-8")
+        if add is not None:
+            kept = name or add.name
+            typer.echo(f"wrote {summary.write(read_runs(add), runs / kept, curves=_shown(kept, text))}")
         filled = fill(text, runs)
-        page.write_text(filled)
-        for _, name, _ in BLOCK.findall(text):
-            typer.echo(f"wrote {plot_curves(read_runs(runs / name), runs / name / 'curves.png')}")
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+        with replacing(page) as file:
+            file.write(filled.encode())
+        for _, folder, _ in BLOCK.findall(text):
+            if _shown(folder, text):
+                path = plot_curves(read_runs(runs / folder), runs / folder / "curves.png")
+                picture = Image.open(path).convert("RGB")
+                picture.quantize(COLOURS, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
+                typer.echo(f"wrote {path}")
     typer.echo(f"wrote {page}")

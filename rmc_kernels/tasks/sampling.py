@@ -9,6 +9,7 @@ import torch
 import typer
 
 from rmc_kernels.tasks.cores import Transformer
+from rmc_kernels.tasks.exits import REFUSALS, one_line
 from rmc_kernels.tasks.language import LanguageModelling
 from rmc_kernels.tasks.models import SequenceModel
 from rmc_kernels.tasks.registry import trained
@@ -53,12 +54,10 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
 ) -> None:
     """Write text with a trained language model."""
-    try:
+    with one_line(*REFUSALS):
         task, model, _ = trained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
-    if not isinstance(task, LanguageModelling):
-        raise typer.BadParameter(f"checkpoint takes one of lm, got one of {task.name}")
+        if not isinstance(task, LanguageModelling):
+            raise ValueError(f"checkpoint must be one of lm, got one of {task.name}")
     start = split(prompt, task.level) or split("\n", task.level)
     unknown = task.vocabulary.index(UNKNOWN)
     generator = torch.Generator().manual_seed(seed)

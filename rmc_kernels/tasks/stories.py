@@ -5,14 +5,18 @@ The format: every line is `ID text`, or `ID question<TAB>answer<TAB>supporting I
 
 from __future__ import annotations
 
+import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from random import Random
 from typing import NamedTuple
 
-FILE = re.compile(r"qa(\d+)_([\w-]+)_(train|test)\.txt$")
+from rmc_kernels.tasks.files import text_of
+
+FILE = re.compile(r"qa(\d+)_([\w-]+)_(train|test)\.txt")
 
 
 class Question(NamedTuple):
@@ -31,47 +35,104 @@ def read_stories(path: Path) -> Stories:
     """Every task in a directory, its folders included, or in a .tar.gz, ordered by number.
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
-        ValueError: it holds no pair of files named `qaN_NAME_train.txt` and `qaN_NAME_test.txt`.
+        OSError: there is nothing at `path`, or it cannot be read.
+        ValueError: it is neither, or a damaged archive; it holds no files named `qaN_NAME_train.txt` and
+            `qaN_NAME_test.txt`, one without the other, one twice, or one that is no text in the format. The message
+            names the file, and the line.
     """
     found: dict[tuple[int, str], dict[str, list[Question]]] = {}
-    for name, text in _files(path):
-        if match := FILE.search(name):
-            number, title, split = match.groups()
-            found.setdefault((int(number), title), {})[split] = parse(text)
-    stories = {f"qa{number} {title}": splits for (number, title), splits in sorted(found.items()) if len(splits) == 2}
-    if not stories:
-        raise ValueError(f"stories takes a folder or .tar.gz with qaN_NAME_train.txt and qaN_NAME_test.txt, got {path}")
+    for name, (number, title, split), content in _files(path):
+        splits = found.setdefault((int(number), title), {})
+        if split in splits:
+            file = f"qa{number}_{title}_{split}.txt"
+            raise ValueError(f"{path} must hold {file} once, got {name} too: pass one of its folders, unpacked")
+        splits[split] = parse(text_of(name, content), name)
+    if not found:
+        raise ValueError(
+            f"stories must be a folder or .tar.gz with qaN_NAME_train.txt and qaN_NAME_test.txt, got {path}"
+        )
+    stories = {f"qa{number} {title}": splits for (number, title), splits in sorted(found.items())}
+    for task, splits in stories.items():
+        for split in {"train", "test"} - set(splits):
+            file = f"{task.replace(' ', '_')}_{split}.txt"
+            raise ValueError(f"{path} must hold {file} beside the other file of that task, got none")
     return stories
 
 
-def _files(path: Path) -> Iterator[tuple[str, str]]:
+def _files(path: Path) -> Iterator[tuple[str, tuple[str, ...], bytes]]:
+    """Name, number, title, split and content of every file whose name the format has."""
     if path.is_dir():
         for file in sorted(path.rglob("*.txt")):
-            yield str(file), file.read_text()
+            if match := FILE.fullmatch(file.name):
+                if not file.is_file():
+                    raise ValueError(f"{file} must be a file, got a folder, a device, or a link that leads to no file")
+                yield str(file), match.groups(), file.read_bytes()
         return
+    if path.exists() and not path.is_file():
+        raise ValueError(f"stories must be a folder or .tar.gz, got {path}, a device")
+    with path.open("rb") as packed:
+        try:
+            with tarfile.open(fileobj=packed) as archive:
+                for member in archive:
+                    if match := FILE.fullmatch(PurePosixPath(member.name).name):
+                        name = f"{member.name} in {path}"
+                        yield name, match.groups(), _content(name, archive, member)
+                _check_end(path, archive)
+        except (EOFError, OSError, lzma.LZMAError, tarfile.TarError, zlib.error) as error:
+            raise ValueError(f"stories must be a folder or .tar.gz, got {path}, a damaged one: {error}") from error
+
+
+def _content(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """What an archive has under a name, by way of links within the archive."""
+    if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+        raise ValueError(f"{name} must lie in a folder of the archive, got a path that leads out of it")
     try:
-        with tarfile.open(path) as archive:
-            for member in archive.getmembers():
-                if (content := archive.extractfile(member)) is not None:
-                    yield member.name, content.read().decode()
-    except tarfile.ReadError as error:
-        raise ValueError(f"stories takes a folder or .tar.gz, got {path}: {error}") from error
+        content = archive.extractfile(member)
+    except (KeyError, RecursionError):
+        raise ValueError(f"{name} must be a file, got a link to {member.linkname!r}, which leads to no file") from None
+    if content is None:
+        raise ValueError(f"{name} must be a file, got a folder, a device, or a link to one")
+    return content.read()
 
 
-def parse(text: str) -> list[Question]:
-    """The questions of a file, in order."""
+def _check_end(path: Path, archive: tarfile.TarFile) -> None:
+    """Raise ValueError unless zeros follow the last member: tarfile takes what it cannot read there for the end.
+
+    Reading to the end also compares the checksum of a gzip file, if it is one.
+    """
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    end = archive.fileobj.read(-1)
+    if len(end) < tarfile.BLOCKSIZE or end.strip(b"\0"):
+        raise ValueError(f"stories must be a folder or .tar.gz, got {path}, which is damaged or cut off")
+
+
+def parse(text: str, source: str = "stories") -> list[Question]:
+    """The questions of a file, in order; ValueError naming `source` and the line that breaks the format."""
     questions: list[Question] = []
     story: list[list[str]] = []
-    for line in filter(None, text.splitlines()):
-        number, rest = line.split(" ", 1)
+    before = 0
+    for place, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{source}, line {place}"
+        number, _, rest = line.partition(" ")
+        if not number.isdecimal() or not rest.strip():
+            raise ValueError(f"{where} must be a number, a blank and a text, got {line[:60]!r}")
         if number == "1":
-            story = []
+            story, before = [], 0
+        if number != str(before + 1):
+            raise ValueError(f"{where} must have the number {before + 1}, or 1 for a new story, got {number[:60]}")
+        before += 1
         sentence, *answer = rest.split("\t")
-        if answer:
+        if not answer:
+            story.append(_words(sentence))
+        elif answer[0].strip():
             questions.append(Question(list(story), _words(sentence), answer[0].strip().lower()))
         else:
-            story.append(_words(sentence))
+            raise ValueError(f"{where} must have an answer behind the tab, got {line[:60]!r}")
+    if not questions:
+        raise ValueError(f"{source} must have a question, which is a line with a tab and an answer, got none")
     return questions
 
 

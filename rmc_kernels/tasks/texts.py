@@ -71,7 +71,7 @@ def streams(tokens: Tensor, batch_size: int, steps: int) -> list[Batch]:
     """
     length = (len(tokens) - 1) // batch_size
     if length < 1:
-        raise ValueError(f"batch_size takes fewer streams than the text has tokens, {len(tokens)}; got {batch_size}")
+        raise ValueError(f"batch_size must be less than the tokens of the text, {len(tokens)}, got {batch_size}")
     inputs = tokens[: batch_size * length].view(batch_size, length)
     targets = tokens[1 : batch_size * length + 1].view(batch_size, length)
     return [Batch(*pair) for pair in zip(inputs.split(steps, dim=1), targets.split(steps, dim=1), strict=True)]

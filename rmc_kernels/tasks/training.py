@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from rmc_kernels.layers import RelationalMemory
 from rmc_kernels.tasks import ranks
 from rmc_kernels.tasks.checkpoints import read_checkpoint, write_checkpoint
 from rmc_kernels.tasks.cores import Recurrent, State, detached
+from rmc_kernels.tasks.files import left_by_a_run
 from rmc_kernels.tasks.history import History, Point
 from rmc_kernels.tasks.models import ModelConfig
 from rmc_kernels.tasks.schedule import SCHEDULES, Schedule, rate_factor
@@ -26,6 +28,8 @@ from rmc_kernels.tasks.task import Task
 
 #: Fields of a TrainingConfig that may differ between a run and its continuation.
 MAY_CHANGE = ("updates", "seconds", "device")
+#: The fields of the task, of the ModelConfig and of the TrainingConfig, under "options", "model" and "training".
+Settings = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,16 @@ class TrainingConfig:
         errors.positive_int("warmup_updates", self.warmup_updates, minimum=0)
         errors.one_of("schedule", self.schedule, SCHEDULES)
         if not 0 <= errors.positive_int("seed", self.seed, minimum=0) < 2**32:
-            raise ValueError(f"seed takes an int from 0 to 2**32 - 1, got {self.seed}")
+            raise ValueError(f"seed must be an int from 0 to 2**32 - 1, got {self.seed}")
         for name in ("learning_rate", "clip_norm"):
             if not errors.real_number(name, getattr(self, name)) > 0:
-                raise ValueError(f"{name} takes a number above 0, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}")
         if not errors.real_number("weight_decay", self.weight_decay) >= 0:
-            raise ValueError(f"weight_decay takes a number of at least 0, got {self.weight_decay}")
+            raise ValueError(f"weight_decay must be a number of at least 0, got {self.weight_decay}")
+
+    def rate(self, update: int) -> float:
+        """The learning rate of an update, 1 to `updates`."""
+        return self.learning_rate * rate_factor(self.schedule, update, self.updates, self.warmup_updates)
 
 
 class Trainer:
@@ -85,15 +93,25 @@ class Trainer:
         update: updates made so far.
         history: its curve so far.
         evaluated: whether the last update was followed by an evaluation.
+        saved: the updates that the run's checkpoint has; None while there is none.
 
     Args:
         task, model, config: what learns what, and how.
-        checkpoint: file that every evaluation leaves; None for none.
-        resume: go on from `checkpoint` if it exists; it has to be of the same task, model and config, but for
-            `MAY_CHANGE`.
+        checkpoint: file that every evaluation leaves, with the curve as JSON and CSV beside it; None for no files.
+        resume: go on from `checkpoint` if it exists. It must be of the same task, model and config, but for
+            `MAY_CHANGE`, and of no more updates.
+        overwrite: replace what a run has left in `checkpoint` and beside it.
+        command: the command line that repeats the run, if there is one.
 
     Raises:
-        ValueError: the checkpoint is of something else, or of another number of processes.
+        FileExistsError: a run has left files there, which are neither resumed nor overwritten.
+        OSError: the checkpoint cannot be read.
+        ValueError: the device cannot be used, or the checkpoint is damaged, of other settings, or of another number of
+            processes.
+
+    Example:
+        >>> trainer = Trainer(NthFarthest(3, 1), ModelConfig(), TrainingConfig(updates=100), Path("runs/first.pt"))
+        >>> trainer.run().final.accuracy
     """
 
     def __init__(
@@ -103,12 +121,26 @@ class Trainer:
         config: TrainingConfig,
         checkpoint: Path | None = None,
         resume: bool = False,
+        overwrite: bool = False,
+        command: str = "",
     ) -> None:
+        if resume and overwrite:
+            raise ValueError("overwrite must not be given beside resume: a run is gone on with or replaced")
+        check_device(config.device)
+        self._settings = settings(task, model, config)
+        found = None
+        if checkpoint is not None and resume:
+            found = checkpoint_to_resume(checkpoint, self._settings)
+        elif checkpoint is not None and not overwrite:
+            refuse_another_run(checkpoint)
         self.task, self.config, self.checkpoint = task, config, checkpoint
         self.update, self.examples, self.tokens, self.evaluated = 0, 0, 0, False
+        self.saved: int | None = None
         self.rank, self.world = ranks.rank(), ranks.world()
         if config.batch_size < self.world:
-            raise ValueError(f"batch_size takes at least one sequence a process, {self.world}; got {config.batch_size}")
+            raise ValueError(
+                f"batch_size must be at least one sequence a process, {self.world}, got {config.batch_size}"
+            )
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.model = task.model(model).to(config.device)
@@ -126,23 +158,33 @@ class Trainer:
         self._losses = [0.0, 0]  # sum and number since the evaluation before
         self._earlier = self._earlier_cpu = 0.0  # seconds of the stretches before
         answers = sum(batch.asked for batches in self.held_out.values() for batch in batches)
-        machine = f"{cpu_name()}, torch {torch.__version__}"
+        self._made_by = MadeBy(self._backend(), command, f"{cpu_name()}, torch {torch.__version__}")
         self.history = History(
-            task.title, dict(task.levels), _parameter_count(self.model), self._backend(), asdict(model), asdict(config),
-            options={"name": task.name, **asdict(task)}, part_levels=dict(task.part_levels),
-            measure=task.measure, answers=answers, machine=machine,
+            task.title, dict(task.levels), _parameter_count(self.model), model=self._settings["model"],
+            training=self._settings["training"], options=self._settings["options"], answers=answers,
+            part_levels=dict(task.part_levels), measure=task.measure, **self._made_by._asdict(),
         )  # fmt: skip
-        if resume and checkpoint is not None and checkpoint.exists():
-            self._load(read_checkpoint(checkpoint))
+        if found is not None:
+            self._load(found)
 
     def run(self, watch: Callable[[Trainer], None] = lambda trainer: None) -> History:
-        """Train to the end, and call `watch` after every update."""
+        """Train to the end, and call `watch` after every update.
+
+        Raises:
+            OSError: a file cannot be written. The checkpoint before is as it was.
+        """
         with torch.random.fork_rng():
-            _set_random_state(self.random, self.rank if self.update == 0 else 0)
+            resumed = bool(self.history.points)
+            _set_random_state(self.random, 0 if resumed else self.rank)
             self._start, self._start_cpu = time.perf_counter(), time.process_time()
-            if self.update == 0:
+            finished = resumed and self._finished()
+            if finished:
+                self._write_history()  # a run that was killed between its last two files lacks the second
+            elif resumed:
+                self._go_on()
+            else:
                 self._evaluate()
-            while not self._finished():
+            while not finished:
                 self._learn()
                 finished, due = self._finished(), self.update % self.config.evaluate_every == 0
                 self.evaluated = finished or due
@@ -174,8 +216,7 @@ class Trainer:
         total = ranks.summed([loss.item()], config.device)[0]
         self.source.heard(total)
         self.update += 1
-        factor = rate_factor(config.schedule, self.update, config.updates, config.warmup_updates)
-        self.optimizer.param_groups[0]["lr"] = config.learning_rate * factor
+        self.optimizer.param_groups[0]["lr"] = config.rate(self.update)
         self.optimizer.step()
         if self.task.carries:
             self.state = detached(answers.state)
@@ -199,8 +240,7 @@ class Trainer:
         )  # fmt: skip
         if self.update % self.config.evaluate_every == 0:
             self._losses = [0.0, 0]
-        if self.checkpoint is not None:
-            self._save(self.checkpoint)
+        self._save()
 
     @torch.no_grad()
     def _score(self, batches: list[Any]) -> list[float]:
@@ -226,52 +266,127 @@ class Trainer:
         like = torch.empty(1, 1, layer.spec.input_size, device=self.config.device)
         return explain(layer.spec, like).backend
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------
+    # -- files ----------------------------------------------------------------------------------------------------
 
-    def _save(self, path: Path) -> None:
-        own = ranks.gathered({"state": _to_cpu(self.state), "random": _random_state(), "losses": self._losses})
-        if self.rank:
+    def _save(self) -> None:
+        if self.checkpoint is None:
             return
-        history = asdict(self.history)
-        write_checkpoint(
-            path,
-            {
-                "what": self._what(), "vocabulary": list(self.task.vocabulary), "update": self.update,
-                "examples": self.examples, "tokens": self.tokens, "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "source": self.source.state_dict(), "processes": own,
-                "points": history["points"], "parts": history["parts"],
-            },
-        )  # fmt: skip
+        own = ranks.gathered({"state": _to_cpu(self.state), "random": _random_state(), "losses": self._losses})
+        if self.rank == 0:
+            history = asdict(self.history)
+            write_checkpoint(
+                self.checkpoint,
+                {
+                    "what": self._settings, "made_by": self._made_by._asdict(),
+                    "vocabulary": list(self.task.vocabulary), "update": self.update, "examples": self.examples,
+                    "tokens": self.tokens, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                    "source": self.source.state_dict(), "processes": own, "points": history["points"],
+                    "parts": history["parts"],
+                },
+            )  # fmt: skip
+        self.saved = self.update
+        self._write_history()
+
+    def _write_history(self) -> None:
+        if self.checkpoint is not None and self.rank == 0:
+            self.history.write(self.checkpoint.parent, self.checkpoint.stem)
 
     def _load(self, kept: Mapping[str, Any]) -> None:
-        _refuse_another(kept["what"], self._what())
         if kept["vocabulary"] != list(self.task.vocabulary):
-            raise ValueError("checkpoint takes the text that it was trained on, which has changed since")
+            raise ValueError(f"{self.checkpoint} must be of the text that it was trained on, which has changed since")
         if len(kept["processes"]) != self.world:
-            raise ValueError(f"checkpoint of {len(kept['processes'])} processes takes as many, got {self.world}")
+            raise ValueError(
+                f"{self.checkpoint} must be resumed by {len(kept['processes'])} processes, as it was trained by, "
+                f"got {self.world}"
+            )
         self.model.load_state_dict(kept["model"])
         self.optimizer.load_state_dict(kept["optimizer"])
         self.source.load_state_dict(kept["source"])
         own = kept["processes"][self.rank]
         self.state, self.random, self._losses = _to(own["state"], self.config.device), own["random"], own["losses"]
         self.update, self.examples, self.tokens = kept["update"], kept["examples"], kept["tokens"]
-        points = [Point(**point) for point in kept["points"]]
-        self._earlier, self._earlier_cpu = points[-1].seconds, points[-1].cpu_seconds
-        more = self.update < self.config.updates
-        if more and self.update % self.config.evaluate_every:  # the end of a shorter run
-            points.pop()
-        self.history.points, self.history.parts = points, dict(kept["parts"])
+        self.saved = self.update
+        self.history.points, self.history.parts = [Point(**point) for point in kept["points"]], dict(kept["parts"])
+        self._earlier, self._earlier_cpu = self.history.final.seconds, self.history.final.cpu_seconds
+        made_by = MadeBy(**kept["made_by"]) if "made_by" in kept else self._made_by  # version 1 has none
+        self._describe(kept["what"]["training"], made_by)
 
-    def _what(self) -> dict[str, dict[str, Any]]:
-        return {name: dict(getattr(self.history, name)) for name in ("options", "model", "training")}
+    def _go_on(self) -> None:
+        """From here on it is this training's run, whose curve has no point where a shorter run ended.
+
+        Where that run had another learning rate there, the point stays, to show it.
+        """
+        self._describe(self._settings["training"], self._made_by)
+        due = self.update % self.config.evaluate_every == 0
+        if not due and math.isclose(self.history.final.learning_rate, self.config.rate(self.update), rel_tol=1e-9):
+            self.history.points.pop()
+
+    def _describe(self, training: Mapping[str, Any], made_by: MadeBy) -> None:
+        self.history.training = training
+        self.history.backend, self.history.command, self.history.machine = made_by
 
 
-def _refuse_another(kept: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ValueError where a checkpoint is of another task, model or training."""
+class MadeBy(NamedTuple):
+    """What a history says of the process that made its last update."""
+
+    backend: str
+    command: str
+    machine: str
+
+
+def settings(task: Task, model: ModelConfig, config: TrainingConfig) -> Settings:
+    """What a checkpoint must be of, to be gone on from."""
+    return {"options": {"name": task.name, **asdict(task)}, "model": asdict(model), "training": asdict(config)}
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError where nothing can be computed on `device`."""
+    try:
+        torch.zeros((), device=device).item()
+    except Exception as error:
+        why = errors.in_short(error)
+        raise ValueError(f"device must be one that torch can use here, got {device!r}: {why}") from error
+
+
+def refuse_another_run(checkpoint: Path) -> None:
+    """Raise FileExistsError where a run has left files."""
+    if left := left_by_a_run(checkpoint):
+        raise FileExistsError(
+            f"{checkpoint.parent} must have no run {checkpoint.stem} yet, got {_names(left)}: "
+            "pass --resume to go on with it, --overwrite to replace it, or another --out"
+        )
+
+
+def checkpoint_to_resume(checkpoint: Path, wanted: Settings) -> dict[str, Any] | None:
+    """The checkpoint that a training of these settings goes on from; None where it begins.
+
+    Raises:
+        FileExistsError: a run has left files but no checkpoint.
+        OSError: the checkpoint cannot be read.
+        ValueError: it is damaged, of other settings, or of more updates.
+    """
+    if not checkpoint.exists():
+        if left := left_by_a_run(checkpoint):
+            raise FileExistsError(
+                f"{checkpoint} must be there to go on with a run, got only {_names(left)}: move that away, or pass "
+                "another --out"
+            )
+        return None
+    kept = read_checkpoint(checkpoint)
     for kind, fields in wanted.items():
         for name, value in fields.items():
-            if kept[kind].get(name) != value and not (kind == "training" and name in MAY_CHANGE):
-                raise ValueError(f"{name} of the checkpoint takes {kept[kind].get(name)!r}, got {value!r}")
+            before = kept["what"][kind].get(name)
+            if before != value and not (kind == "training" and name in MAY_CHANGE):
+                name = "task" if name == "name" else name
+                raise ValueError(f"{name} must be {before!r} to go on from {checkpoint}, got {value!r}")
+    updates = wanted["training"]["updates"]
+    if kept["update"] > updates:
+        raise ValueError(f"updates must be at least {kept['update']}, which {checkpoint} has made, got {updates}")
+    return kept
+
+
+def _names(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths)
 
 
 def _random_state() -> dict[str, Tensor]:
@@ -285,7 +400,7 @@ def _set_random_state(state: Mapping[str, Tensor], skip: int) -> None:
     torch.set_rng_state(state["cpu"])
     if skip:
         torch.manual_seed(int(torch.randint(2**62, ())) + skip)
-    elif "cuda" in state:
+    elif "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 
 

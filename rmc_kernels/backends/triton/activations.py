@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -73,16 +73,21 @@ def training_plan(spec: CellSpec, tile: tiles.Tile, precision: str) -> TrainingP
     )
 
 
-def without_padding(call: Call) -> Tensor:
-    """The input with 0 past the lengths: a NaN there would reach the weights' gradients by a product with 0."""
+def without_padding(call: Call) -> Call:
+    """With 0 past the lengths in x and the mask: a NaN there would reach the weights' gradients by a product with 0."""
     if call.lengths is None:
-        return call.x
+        return call
     running = torch.arange(call.steps, device=call.x.device) < call.lengths[:, None]
-    return torch.where(running.view(*running.shape, *([1] * (call.x.dim() - 2))), call.x, 0)
+    x = torch.where(running.view(*running.shape, *([1] * (call.x.dim() - 2))), call.x, 0)
+    mask = call.dropout_mask
+    if mask is not None:
+        mask = torch.where(running[..., None, None, None], mask, 0)
+    return replace(call, x=x, dropout_mask=mask)
 
 
 def unroll_kept(spec: CellSpec, call: Call) -> tuple[Tensor, Tensor]:
     """The memories [B, T, N, D] of a call, and the activations of its steps as bytes."""
+    call = without_padding(call)
     memories = call.memory.new_empty(call.batch_size, call.steps, spec.mem_slots, spec.mem_size)
     activations = call.x.new_empty(activation_size(spec, call.batch_size, call.steps, call.x.dtype), dtype=torch.uint8)
     if memories.numel():
@@ -93,7 +98,7 @@ def unroll_kept(spec: CellSpec, call: Call) -> tuple[Tensor, Tensor]:
             kept = Activations.within(activations, plan, kind, call.steps, total)
             kept.clear_from(count * tile.rows)
             params = Parameters.of(spec, call)
-            side = launch.input_side(spec, without_padding(call), params)
+            side = launch.input_side(spec, call.x, params)
             forward_kept[(count,)](
                 memories, kept.kind, kept.wide, kept.marks, call.memory.contiguous(), side.rows, side.gates,
                 *launch.options(call), *launch.weights(params), call.batch_size, call.steps, total,

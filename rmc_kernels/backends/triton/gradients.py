@@ -91,9 +91,8 @@ class _Backward:
     def __init__(
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, wanted: dict[str, Tensor]
     ) -> None:
-        self.spec, self.call, self.memories = spec, call, memories
+        self.spec, self.call, self.memories = spec, without_padding(call), memories
         self.params = Parameters.of(spec, call)
-        self.x = without_padding(call)
         self.saved = activations.numel() > 0
         self.tile = launch.tile_of(spec, call)
         self.plan = training_plan(spec, self.tile, launch.precision(call.x.dtype))
@@ -115,7 +114,7 @@ class _Backward:
     def _recurrence(self, grad: Tensor) -> dict[str, Tensor]:
         """Walk the steps: gradients of the memories and, as "inputs" and "gates", of `InputSide`."""
         call, plan = self.call, self.plan
-        side = launch.input_side(self.spec, self.x, self.params)
+        side = launch.input_side(self.spec, call.x, self.params)
         d_inputs = torch.zeros_like(side.rows)
         d_gates = None if side.gates is None else torch.empty_like(side.gates)
         carry = torch.zeros((2, self.rows, plan.D), device=grad.device)
@@ -221,7 +220,7 @@ class _Backward:
         """From the gradients of `InputSide` to those of its parameters and of x, which is given where it is wanted."""
         spec, params, sums = self.spec, self.params, self.sums
         count = self.call.batch_size * self.call.steps
-        x = self.x.reshape(count * spec.rows, spec.input_size)
+        x = self.call.x.reshape(count * spec.rows, spec.input_size)
         u = x if params.input_projection is None else launch.project_rows(x, params.input_projection)
         if self.plan.inputs_in_tile:
             d_u = d_inputs

@@ -74,7 +74,7 @@ class Entry:
         wide: whether it is for float32; otherwise for the half types.
         tile: the tile.
         reason: why this one, with what other tiles spilled (stores, sm_80, 8 slots, 4 heads) when it was chosen;
-            docs/compile-matrix.md has what this one takes.
+            tools/compile_matrix/compile-matrix.md has what this one takes.
         on_amd: the tile on AMD's targets; None for the same with `AMD_WARPS`.
     """
 

@@ -143,7 +143,10 @@ def backward(
             reset = is_reset(resets, step, alive)
             reset_rows = reset_memory + rows.memory * D
         before = rows_before(rows, t, steps, memory, memories, plan)
-        incoming = Memory(before, reset, reset_rows, rows.is_memory if plan.inputs_in_tile else None)
+        is_memory = rows.is_memory if plan.inputs_in_tile else None
+        if alive is not None:
+            is_memory = rows.is_memory & alive
+        incoming = Memory(before, reset, reset_rows, is_memory)
         kept = kept_of(kind, wide, marks, tl.cast(t - kept_first, tl.int64), total, rows, plan)
         factors = None
         factors_outside = None

@@ -92,6 +92,9 @@ def forward_kept(
             reset = is_reset(resets, step, alive)
             reset_rows = reset_memory + rows.memory * plan.D
         incoming = Memory(before, reset, reset_rows, rows.is_memory if plan.inputs_in_tile else None)
+        read = incoming
+        if alive is not None:
+            read = Memory(before, reset, reset_rows, rows.is_memory & alive)
         kept = kept_of(kind, wide, marks, tl.cast(t, tl.int64), total, rows, plan)
         factors = None
         factors_outside = None
@@ -101,7 +104,7 @@ def forward_kept(
         if input_gates is not None:
             from_input = input_gates + step * plan.G
         activate(
-            rows, same, incoming, input_rows(rows, step, inputs, plan), factors, factors_outside, weights, kept,
+            rows, same, read, input_rows(rows, step, inputs, plan), factors, factors_outside, weights, kept,
             blocks_bound, layers_bound, bounds, plan,
         )  # fmt: skip
 

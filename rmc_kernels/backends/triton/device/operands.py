@@ -20,7 +20,8 @@ class Memory(NamedTuple):
         before: [R] pointers to the float32 rows after the step before.
         reset: [R], whether they are replaced by those at `reset_rows`; None without resets.
         reset_rows: [R] pointers; None without resets.
-        is_memory: [R], see `Rows`; an input row's memory is 0. None where no input row is in the tile.
+        is_memory: [R], whether a row has a memory: 0 takes the place of an input row's, and in the kernels that train
+            of an element's past its length, which may be NaN. None where all rows have one.
     """
 
     before: tl.tensor

@@ -89,7 +89,10 @@ def recompute(
         reset = is_reset(resets, step, alive)
         reset_rows = reset_memory + rows.memory * plan.D
     before = rows_before(rows, t, steps, memory, memories, plan)
-    incoming = Memory(before, reset, reset_rows, rows.is_memory if plan.inputs_in_tile else None)
+    is_memory = rows.is_memory if plan.inputs_in_tile else None
+    if alive is not None:
+        is_memory = rows.is_memory & alive
+    incoming = Memory(before, reset, reset_rows, is_memory)
     factors = None
     factors_outside = None
     if mask is not None:

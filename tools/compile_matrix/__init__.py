@@ -1,0 +1,6 @@
+"""Every Triton kernel compiled with every tile for every target, without a GPU: `make matrix`.
+
+matrix     what is compiled and what it uses; kept in matrix.json
+traffic    bytes that a program moves in a step, by the strict interpreter; kept in traffic.json
+page       compile-matrix.md, written from both
+"""

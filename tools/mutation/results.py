@@ -1,0 +1,91 @@
+"""What became of the mutants: a file of everything that was found, to go on from, and a summary that is kept."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from tools.mutation.jobs import ROOT, Job
+from tools.mutation.mutant import SURVIVED
+
+#: The summary: part -> what was found. `mutation.md` is made from it.
+RESULTS = Path(__file__).parent / "results.json"
+#: Kinds of outcomes of mutants that were not killed.
+LEFT = (SURVIVED, "doubled", "spare")
+
+
+class Summary(TypedDict):
+    """Of one part.
+
+    Attributes:
+        made: mutants that the rules make, by file.
+        outcomes: how many of them were killed, raised, ..., by file.
+        survivors: names of those that survived, by file.
+    """
+
+    made: dict[str, int]
+    outcomes: dict[str, dict[str, int]]
+    survivors: dict[str, list[str]]
+
+
+class Found:
+    """The outcomes of a part so far, kept in `build/`; those of a file that has changed are forgotten."""
+
+    def __init__(self, part: str) -> None:
+        self._path = ROOT / "build/mutation" / f"{part}.json"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._files = json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def outcome(self, job: Job) -> str | None:
+        """What is known of a mutant."""
+        kept = self._files.get(job.file, {})
+        return kept.get("outcomes", {}).get(job.key) if kept.get("digest") == job.digest else None
+
+    def record(self, job: Job, outcome: str) -> None:
+        """Keep what became of a mutant."""
+        kept = self._files.get(job.file, {})
+        if kept.get("digest") != job.digest:
+            kept = self._files[job.file] = {"digest": job.digest, "outcomes": {}}
+        kept["outcomes"][job.key] = outcome
+        written = self._path.with_suffix(".new")
+        written.write_text(json.dumps(self._files, indent=1) + "\n")
+        written.replace(self._path)
+
+    def summary(self, jobs: Sequence[Job]) -> Summary:
+        """Of all that is known of the mutants of the present sources."""
+        found: Summary = {"made": {}, "outcomes": {}, "survivors": {}}
+        for job in jobs:
+            if not job.file:
+                continue
+            found["made"][job.file] = found["made"].get(job.file, 0) + 1
+            outcome = self.outcome(job)
+            if outcome is None:
+                continue
+            counts = found["outcomes"].setdefault(job.file, {})
+            kind = outcome.split(":")[0]
+            counts[kind] = counts.get(kind, 0) + 1
+            if kind == SURVIVED:
+                found["survivors"].setdefault(job.file, []).append(job.key)
+        return found
+
+
+def read() -> dict[str, Summary]:
+    """The summaries that are kept."""
+    found: dict[str, Summary] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return found
+
+
+def keep(part: str, summary: Summary) -> None:
+    """Put the summary of a part in their place."""
+    RESULTS.write_text(json.dumps(read() | {part: summary}, indent=1) + "\n")
+
+
+def totals(summary: Summary) -> Counter[str]:
+    """How many were killed, raised, ..., in all files."""
+    found: Counter[str] = Counter()
+    for counts in summary["outcomes"].values():
+        found.update(counts)
+    return found
