@@ -85,9 +85,11 @@ def _once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(backward)
     def once(ctx: Any, *grads: Tensor) -> Any:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *grads)
         with torch.no_grad():
             outputs = backward(ctx, *grads)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
             return outputs
         message = (
             f'the "{ctx.backend}" backend is differentiable once; for double backward (create_graph=True) '
@@ -125,7 +127,7 @@ class RelationalMemoryFunction(torch.autograd.Function):
             grads = torch.ops.rmc_kernels.unroll_backward(
                 grad, memories, activations, *_fields(call), ctx.spec.as_json, ctx.backend, needs
             )
-        return (*[None] * 6, *(found if need else None for found, need in zip(grads, needs, strict=True)))
+        return (*[None] * 6, *[found if need else None for found, need in zip(grads, needs, strict=True)])
 
 
 def run_forward(spec: CellSpec, backend: str, call: Call, save: bool) -> tuple[Tensor, Tensor]:

@@ -105,7 +105,10 @@ def run(spec: CellSpec, call: Call, backend: str, recompute: str) -> Tensor:
 
 def final_memory(memories: Tensor, call: Call) -> Tensor:
     """The last of [B, T, N, D], a tensor of its own: carrying it must not keep the whole sequence alive."""
-    return memories[:, -1].clone(memory_format=torch.contiguous_format) if call.steps else call.memory
+    if call.steps == 0:
+        return call.memory
+    last = memories.squeeze(1) if call.steps == 1 else memories[:, -1]  # to squeeze has the cheaper backward pass
+    return last.clone(memory_format=torch.contiguous_format)
 
 
 def memory_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -196,6 +199,8 @@ def _parameter_list(params: Mapping[str, Tensor], spec: CellSpec) -> tuple[Tenso
 def _check_parameters(spec: CellSpec, params: tuple[Tensor, ...], x: Tensor) -> None:
     """Raises where a parameter has another shape than the spec's, or another dtype or device than x."""
     dtype, device = x.dtype, x.device
+    if dtype is torch.float32 and device.type == "cpu" and backends.are_plain_float32(params, spec.parameter_shapes):
+        return
     for value, (name, shape) in zip(params, spec.parameter_shapes.items(), strict=True):
         if value.shape != shape:
             raise ValueError(f"params[{name!r}] must be {list(shape)}, got {list(value.shape)}")

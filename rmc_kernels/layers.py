@@ -217,8 +217,9 @@ class RelationalMemoryCell(MemoryModule):
         rows = x if extra else x[None]
         if resets is not None:
             resets = step_resets(resets, x.shape[:extra]).reshape(len(rows), 1)
-        output, final, _ = self._unroll(rows[:, None], memory, None, resets, attention=False)
-        return output[:, 0] if extra else output[0, 0], final
+        output, final, _ = self._unroll(rows.unsqueeze(1), memory, None, resets, attention=False)
+        output = output.squeeze(1)  # not output[:, 0], whose backward pass fills a tensor with zeros first
+        return output if extra else output[0], final
 
 
 def _sonnet(

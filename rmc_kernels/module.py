@@ -215,7 +215,9 @@ class MemoryModule(LeafModule):
         found: list[Tensor] = []
         compiling = torch.compiler.is_compiling()
         for path, leaves in self._owners.items():
-            owner = self._owner(path)
+            owner: Any = self
+            for part in path:
+                owner = owner._modules[part]
             held = {} if compiling else owner._parameters
             for leaf in leaves:
                 value = held.get(leaf)  # nn.Module.__getattr__ takes 1 us
@@ -261,7 +263,9 @@ class MemoryModule(LeafModule):
                 memories, weights = unroll(spec, call)
             else:
                 memories = run(spec, call, self.backend, self.recompute)
-        output: Tensor = self.read_head(memories).to(call.x.dtype)
+        output: Tensor = self.read_head(memories)
+        if output.dtype is not call.x.dtype:
+            output = output.to(call.x.dtype)
         if call.lengths is not None:
             past = torch.arange(call.steps, device=call.device) >= call.lengths[:, None]
             output = output.masked_fill(past[..., None], 0)

@@ -7,6 +7,7 @@ PYBIND11_MODULE(_C, module) {
   rmc::block_threads_at_exit();
   rmc::register_machine(module);
   rmc::register_cell(module);
+  rmc::register_tensor_cell(module);
   rmc::register_frozen_step(module);
   rmc::register_hooks(module);
 }

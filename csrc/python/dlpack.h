@@ -20,7 +20,7 @@ struct DLDataType {
     return code == other.code && bits == other.bits && lanes == other.lanes;
   }
 };
-constexpr DLDataType kDlFloat32{2, 32, 1}, kDlBool{6, 8, 1};
+constexpr DLDataType kDlFloat32{2, 32, 1}, kDlFloat64{2, 64, 1}, kDlInt64{0, 64, 1}, kDlBool{6, 8, 1};
 
 struct DLTensor {
   void* data;
@@ -34,11 +34,12 @@ struct DLTensor {
 
   bool contiguous() const {
     int64_t expected = 1;
+    bool dense = true;
     for (int32_t i = ndim - 1; strides && i >= 0; i--) {
-      if (shape[i] != 1 && strides[i] != expected) return false;
+      dense = dense && (shape[i] == 1 || strides[i] == expected);
       expected *= shape[i];
     }
-    return true;
+    return dense || expected == 0;  // no elements, whatever the strides
   }
 };
 

@@ -2,8 +2,6 @@
 // file does not know (another dtype, device or subclass, a tracer, an error to explain) is left to `ordinary`.
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
-#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <utility>
@@ -12,30 +10,10 @@
 #include "python/bindings.h"
 #include "python/dlpack.h"
 #include "python/native.h"
-#include "python/new_tensor.h"
+#include "python/tensors.h"
 
 namespace rmc {
 namespace {
-
-// A method of tensors that takes nothing, called without being looked up: 0.05 us instead of 0.1.
-class TensorMethod {
- public:
-  explicit TensorMethod(const py::object& descriptor) {
-    if (!Py_IS_TYPE(descriptor.ptr(), &PyMethodDescr_Type)) throw py::type_error("is_neg must be a method descriptor");
-    const PyMethodDef* method = reinterpret_cast<PyMethodDescrObject*>(descriptor.ptr())->d_method;
-    if (method->ml_flags != METH_NOARGS) throw py::type_error("is_neg must be a method without arguments");
-    function_ = method->ml_meth;
-  }
-  py::object operator()(const py::object& tensor) const { return checked(function_(tensor.ptr(), nullptr)); }
-
-  static py::object checked(PyObject* result) {
-    if (!result) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(result);
-  }
-
- private:
-  PyCFunction function_;
-};
 
 class FrozenStep {
  public:
@@ -45,24 +23,20 @@ class FrozenStep {
         pack_(config["pack"]),
         get_num_threads_(config["get_num_threads"]),
         initial_(config["initial"]),
-        tensor_types_(config["tensor_types"].cast<py::tuple>()),
+        tensors_(config["tensors"].cast<Tensors>()),
         quiet_(config["quiet"].cast<py::tuple>()),
-        is_neg_(config["is_neg"]),
         many_rows_(config["many_rows"].cast<int64_t>()),
         flat_(config["flat"].cast<bool>()),
         matrix_(config["matrix"].cast<bool>()) {
     const auto cells = config["cells"].cast<py::tuple>();
     if (cells.size() != 2) throw std::invalid_argument("cells must be two, for few and for many memory rows");
     for (int i = 0; i < 2; i++) cells_[i] = {cells[i], cells[i].cast<const Cell*>(), {}, nullptr};
-    const auto api = config["api"].cast<py::capsule>();
-    if (std::strcmp(api.name(), kDlpackCapsule) != 0) throw std::invalid_argument("api must be a DLPack exchange API");
-    for (api_ = api.get_pointer<DLPackExchangeAPI>(); api_ && api_->major != kDlpackMajor;) api_ = api_->previous;
-    if (!api_ || !api_->borrow || !api_->to_object) throw std::invalid_argument("api must have a known version");
     DLTensor parameter;
-    if (!borrow(*api_, config["parameter"].ptr(), parameter)) throw std::invalid_argument("parameter must be a tensor");
+    if (!tensors_.borrow(py::object(config["parameter"]).ptr(), parameter))
+      throw std::invalid_argument("parameter must be a tensor");
     dtype_ = parameter.dtype, widen_ = !(dtype_ == kDlFloat32);
     if (!initial_.is_none() &&
-        (!borrow(*api_, initial_.ptr(), initial_memory_) || !lies_plain(initial_memory_, kDlFloat32, 2)))
+        (!tensors_.borrow(initial_.ptr(), initial_memory_) || !lies_plain(initial_memory_, kDlFloat32, 2)))
       throw std::invalid_argument("initial must be a contiguous float32 tensor [N, D] on the CPU");
   }
 
@@ -96,18 +70,18 @@ class FrozenStep {
     }
 
     const int64_t B = call.batch, N = plan.N, D = plan.D;
-    const NewTensor output = flat_ ? new_tensor(*api_, {B, N * D}) : new_tensor(*api_, {B, N, D});
-    const NewTensor final_memory = new_tensor(*api_, {B, N, D});
+    const NewTensor output = flat_ ? tensors_.make(kDlFloat32, {B, N * D}) : tensors_.make(kDlFloat32, {B, N, D});
+    const NewTensor final_memory = tensors_.make(kDlFloat32, {B, N, D});
     if (!output.object || !final_memory.object) return ordinary_(x, memory, resets);  // raises torch's error
     call.memories = output.data, call.final_memory = final_memory.data;
-    call.threads = TensorMethod::checked(PyObject_CallNoArgs(get_num_threads_.ptr())).cast<int>();
+    call.threads = checked(PyObject_CallNoArgs(get_num_threads_.ptr())).cast<int>();
     Packed& packed = cells_[B * N >= many_rows_];
     if (!packed.weights) {  // two threads may both pack: the second copy replaces the first, which its user holds
       const py::object fresh = pack_(packed.object);
       packed.weights = fresh.cast<const PackedWeights*>(), packed.owner = fresh;
     }
     const py::object held = packed.owner;
-    packed.cell->run(call, *packed.weights);
+    packed.cell->run(call, packed.weights, 0, 0);
     return py::make_tuple(flat_ && widen_ ? output.object.attr("to")(x.attr("dtype")) : output.object,
                           final_memory.object);
   }
@@ -123,7 +97,7 @@ class FrozenStep {
   bool nothing_watches() const {
     for (py::handle item : quiet_) {
       PyObject* question = item.ptr();
-      const py::object found = TensorMethod::checked(PyObject_CallNoArgs(PyTuple_GET_ITEM(question, 0)));
+      const py::object found = checked(PyObject_CallNoArgs(PyTuple_GET_ITEM(question, 0)));
       if (found.ptr() != PyTuple_GET_ITEM(question, 1)) return false;
     }
     return true;
@@ -131,15 +105,11 @@ class FrozenStep {
 
   // The tensor, or a copy of it, as contiguous memory of what C++ reads in place of `dtype`; null where it is none.
   py::object plain(py::object tensor, DLDataType dtype, int32_t axes, DLTensor& out) const {
-    const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()));
-    if (std::none_of(tensor_types_.begin(), tensor_types_.end(), [&](py::handle t) { return t.ptr() == type; }))
-      return {};
-    if (is_neg_(tensor).ptr() != Py_False) return {};
-    if (!borrow(*api_, tensor.ptr(), out) || out.device.type != kDlCpu || !(out.dtype == dtype)) return {};
+    if (!tensors_.read(tensor.ptr(), out) || !(out.dtype == dtype)) return {};
     const bool widens = dtype == dtype_ && widen_;
     if (widens) tensor = tensor.attr("float")();
     if (!out.contiguous()) tensor = tensor.attr("contiguous")();
-    if (!borrow(*api_, tensor.ptr(), out) || !lies_plain(out, widens ? kDlFloat32 : dtype, axes)) return {};
+    if (!tensors_.borrow(tensor.ptr(), out) || !lies_plain(out, widens ? kDlFloat32 : dtype, axes)) return {};
     return tensor;
   }
   static bool lies_plain(const DLTensor& t, DLDataType dtype, int32_t axes) {
@@ -147,12 +117,11 @@ class FrozenStep {
   }
 
   py::object ordinary_, pack_, get_num_threads_, initial_;
-  py::tuple tensor_types_, quiet_;  // quiet: (function, what it answers where nothing traces or transforms)
-  TensorMethod is_neg_;
+  Tensors tensors_;
+  py::tuple quiet_;  // (function, what it answers where nothing traces or transforms)
   int64_t many_rows_;
   bool flat_, matrix_, widen_ = false;
   DLDataType dtype_{};  // of x and the parameters
-  const DLPackExchangeAPI* api_ = nullptr;
   DLTensor initial_memory_{};
   Packed cells_[2];
 };
@@ -187,7 +156,7 @@ py::object frozen_step(const py::dict& config) {
     delete static_cast<FrozenStep*>(PyCapsule_GetPointer(capsule, kFrozenStep));
   });
   step.release();
-  return TensorMethod::checked(PyCFunction_New(&step_method, self.ptr()));
+  return checked(PyCFunction_New(&step_method, self.ptr()));
 }
 
 }  // namespace

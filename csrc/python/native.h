@@ -2,6 +2,7 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -78,29 +79,20 @@ class Cell {
     return std::make_unique<PackedWeights>(plan_, params, backward);
   }
 
+  // Tensors as addresses, which the caller has checked.
   void forward(const py::tuple& sizes, const py::tuple& pointers, const py::tuple& params, const PackedWeights* packed,
                Address memories, Address activations, int64_t activation_bytes) const {
-    Arguments a(*this, sizes, pointers, params, packed, false);
+    Arguments a(*this, sizes, pointers, params);
     a.in.memories = pointer<void>(memories);
-    a.activations(*this, activations, activation_bytes);
-    // The first touch of small pages took longer than writing them: 100 MB 80 ms, with huge ones 23.
-    if (activations) prefer_huge_pages(a.in.activations, static_cast<size_t>(activation_bytes));
-    without_gil([&] { kernels_.forward(*plan_, a.in); });
-  }
-
-  // `forward` on pointers that were checked.
-  void run(CellInputs in, const PackedWeights& packed) const {
-    in.packed = packed.data_for(*plan_, false);
-    without_gil([&] { kernels_.forward(*plan_, in); });
+    run(a.in, packed, activations, activation_bytes);
   }
 
   // grads: gradient of the memories; then where to write those of x, memory, reset memory (0: not wanted).
   void backward(const py::tuple& sizes, const py::tuple& pointers, const py::tuple& params, const PackedWeights* packed,
                 Address memories, Address activations, int64_t activation_bytes, const py::tuple& grads,
                 const py::tuple& param_grads) const {
-    Arguments a(*this, sizes, pointers, params, packed, true);
+    Arguments a(*this, sizes, pointers, params);
     a.in.memories = pointer<void>(memories);
-    if (activation_bytes) a.activations(*this, activations, activation_bytes);
     const std::vector<void*> wanted = addresses<void>(param_grads);
     check(wanted);
     CellGradients out;
@@ -108,10 +100,24 @@ class Cell {
     out.x = pointer<void>(grads[1].cast<Address>());
     out.memory = pointer<void>(grads[2].cast<Address>());
     out.reset_memory = pointer<void>(grads[3].cast<Address>());
-    for (void* p : wanted) {
-      if (p) out.params = wanted.data();
-    }
-    without_gil([&] { kernels_.backward(*plan_, a.in, out); });
+    out.params = wanted.data();
+    run_back(a.in, packed, activations, activation_bytes, out);
+  }
+
+  // `forward` on inputs that were checked; weights and activations are checked here.
+  void run(CellInputs in, const PackedWeights* packed, Address activations, int64_t activation_bytes) const {
+    complete(in, packed, false, activations, activation_bytes);
+    // The first touch of small pages took longer than writing them: 100 MB 80 ms, with huge ones 23.
+    if (activations) prefer_huge_pages(in.activations, static_cast<size_t>(activation_bytes));
+    without_gil([&] { kernels_.forward(*plan_, in); });
+  }
+
+  // The same of `backward`.
+  void run_back(CellInputs in, const PackedWeights* packed, Address activations, int64_t activation_bytes,
+                CellGradients out) const {
+    complete(in, packed, true, activations, activation_bytes);
+    if (std::all_of(out.params, out.params + plan_->params, [](void* p) { return !p; })) out.params = nullptr;
+    without_gil([&] { kernels_.backward(*plan_, in, out); });
   }
 
  private:
@@ -131,8 +137,7 @@ class Cell {
     CellInputs in;
     std::vector<const void*> params;
 
-    Arguments(const Cell& cell, const py::tuple& sizes, const py::tuple& pointers, const py::tuple& list,
-              const PackedWeights* packed, bool backward) {
+    Arguments(const Cell& cell, const py::tuple& sizes, const py::tuple& pointers, const py::tuple& list) {
       in.batch = sizes[0].cast<int64_t>();
       in.steps = sizes[1].cast<int64_t>();
       in.threads = sizes[2].cast<int>();
@@ -147,16 +152,16 @@ class Cell {
       params = addresses<const void>(list);
       cell.check(params);
       in.params = params.data();
-      in.packed = packed ? packed->data_for(*cell.plan_, backward) : nullptr;
-    }
-    void activations(const Cell& cell, Address address, int64_t bytes) {
-      const ActivationSize& size = cell.activations_;
-      if (!address) return;
-      if (bytes < in.steps * (in.batch * size.per_element + size.per_tile) * itemsize(*cell.plan_))
-        throw std::invalid_argument("activations: the buffer is too small");
-      in.activations = pointer<void>(address);
     }
   };
+
+  void complete(CellInputs& in, const PackedWeights* packed, bool backward, Address activations, int64_t bytes) const {
+    in.packed = packed ? packed->data_for(*plan_, backward) : nullptr;
+    if (!activations) return;
+    if (bytes < in.steps * (in.batch * activations_.per_element + activations_.per_tile) * itemsize(*plan_))
+      throw std::invalid_argument("activations: the buffer is too small");
+    in.activations = pointer<void>(activations);
+  }
 
   template <class T>
   static std::vector<T*> addresses(const py::tuple& list) {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import errors
-from rmc_kernels.backends.cpu import CpuBackend
+from rmc_kernels.backends.cpu import CpuBackend, are_plain_float32
 from rmc_kernels.backends.plain import active_transform, is_plain
 from rmc_kernels.backends.protocol import HALF_TYPES, Backend, Call
 from rmc_kernels.backends.reference import ReferenceBackend
@@ -22,8 +22,8 @@ from rmc_kernels.backends.weights import FrozenWeights, frozen_weights
 from rmc_kernels.spec import CellSpec
 
 __all__ = [
-    "BACKENDS", "CHOICES", "HALF_TYPES", "Backend", "Call", "CpuBackend", "Explanation", "FrozenWeights", "choose",
-    "explain", "frozen_weights", "is_plain",
+    "BACKENDS", "CHOICES", "HALF_TYPES", "Backend", "Call", "CpuBackend", "Explanation", "FrozenWeights",
+    "are_plain_float32", "choose", "explain", "frozen_weights", "is_plain",
 ]  # fmt: skip
 
 REFERENCE = ReferenceBackend()
@@ -84,10 +84,12 @@ def choose(name: str, spec: CellSpec, dtype: torch.dtype, device: torch.device) 
     Raises:
         ValueError: the name is unknown, or that backend cannot serve the call; the reason is in the message.
     """
+    if isinstance(name, str) and name == "auto":
+        for backend in BACKENDS.values():
+            if backend.passed_over(device) is None and _why_not(backend, spec, dtype, device) is None:
+                return backend
+        return REFERENCE
     errors.one_of("backend", name, CHOICES)
-    if name == "auto":
-        candidates = [backend for backend in BACKENDS.values() if backend.passed_over(device) is None]
-        return next(backend for backend in candidates if _why_not(backend, spec, dtype, device) is None)
     reason = _why_not(BACKENDS[name], spec, dtype, device)
     if reason is not None:
         raise ValueError(f'backend "{name}" cannot serve this call: {reason}; backend="auto" chooses one that can')

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rmc_kernels.backends import extension
-from rmc_kernels.backends.plain import PLAIN_TYPES, UNWATCHED
+from rmc_kernels.backends.plain import PLAIN_TYPES, UNWATCHED, is_watched
 from rmc_kernels.backends.protocol import HALF_TYPES, Call
 from rmc_kernels.backends.weights import FrozenWeights, addresses, as_read, frozen_block, readable
 from rmc_kernels.spec import CellSpec
@@ -39,8 +39,6 @@ Kernels = tuple[str, str]
 _KERNELS: list[Kernels] = [
     ("float64", "generic"), *(("bfloat16", isa) for isa in BFLOAT16_ISAS), *(("float32", isa) for isa in ISAS),
 ]  # fmt: skip
-#: torch's table of C functions that tell a tensor's address and layout; torch has it from 2.10 on.
-_TENSORS = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 #: Saved activations begin with the number of the kernels that laid them out.
 _HEADER = 64
 
@@ -63,6 +61,33 @@ def bfloat16_isa(isas: Sequence[str], features: Mapping[str, bool]) -> str:
 
 
 _BFLOAT16 = bfloat16_isa(ISAS, _C.cpu_features()) if ISAS else ""
+
+
+def _tensors() -> Any:
+    """What reads and makes tensors in C++ without calls of Python, or None: torch has the functions from 2.10 on."""
+    table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if _C is None or table is None:
+        return None
+    try:
+        return _C.Tensors(table, tuple(PLAIN_TYPES), Tensor.is_neg)
+    except (TypeError, ValueError):  # of a version that is not known yet
+        return None
+
+
+_TENSORS = _tensors()
+
+
+def are_plain_float32(tensors: tuple[Tensor, ...], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether these are float32 tensors of those shapes on the CPU, seen at one glance; False where it cannot be."""
+    return _TENSORS is not None and not is_watched() and _TENSORS.all_float32(tensors, shapes)
+
+
+@lru_cache(maxsize=256)
+def tensor_cell(spec: CellSpec, precision: str, isa: str) -> Any:
+    """The planned cell of a spec as one that is given tensors, or None where there is only one given addresses."""
+    if _TENSORS is None:
+        return None
+    return _C.TensorCell(_TENSORS, cell(spec, precision, isa), tuple(spec.parameter_shapes.values()))
 
 
 @lru_cache(maxsize=256)
@@ -130,17 +155,20 @@ class CpuBackend:
     def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
         """See `Backend.forward`."""
         kernels = self._choose(spec, call)
-        native = cell(spec, *kernels)
-        inputs, (params, packed) = _inputs(call), _parameters(native, call, False)
-        memories = call.memory.new_empty((call.batch_size, call.steps, spec.mem_slots, spec.mem_size))
+        given_tensors, packed = tensor_cell(spec, *kernels), _packed(spec, kernels, call, False)
         size = self.activation_size(spec, call.batch_size, call.steps, call.x.dtype) if save else 0
         activations = call.memory.new_empty(size, dtype=torch.uint8)
         if size:
             activations[0] = _KERNELS.index(kernels)
-        native.forward(
-            _sizes(call), addresses(inputs), addresses(params), packed,
-            memories.data_ptr(), *_behind_header(activations),
-        )  # fmt: skip
+        kept, threads = _behind_header(activations), torch.get_num_threads()
+        if given_tensors is not None:
+            memories = given_tensors.forward(call.flat(), threads, packed, *kept)
+            if memories is not None:
+                return memories, activations
+        memories = call.memory.new_empty((call.batch_size, call.steps, spec.mem_slots, spec.mem_size))
+        inputs, params = _as_read(call, packed)
+        sizes = call.batch_size, call.steps, threads
+        cell(spec, *kernels).forward(sizes, addresses(inputs), addresses(params), packed, memories.data_ptr(), *kept)
         return memories, activations
 
     def backward(
@@ -148,17 +176,23 @@ class CpuBackend:
     ) -> list[Tensor]:
         """See `Backend.backward`."""
         kernels = _KERNELS[int(activations[0])] if activations.numel() else self._choose(spec, call)
-        native = cell(spec, *kernels)
-        inputs, (params, packed) = _inputs(call), _parameters(native, call, True)
-        grad, memories = grad.contiguous(), memories.contiguous()
+        given_tensors, packed = tensor_cell(spec, *kernels), _packed(spec, kernels, call, True)
+        grad, memories = as_read(grad), memories.contiguous()
+        kept, threads = _behind_header(activations), torch.get_num_threads()
+        if given_tensors is not None:
+            found: list[Tensor] | None = given_tensors.backward(
+                call.flat(), threads, packed, *kept, memories, grad, needs
+            )
+            if found is not None:
+                return found
+        inputs, params = _as_read(call, packed)
         targets = (call.x, call.memory, call.reset_memory, *call.params)
         wanted = [target if need else None for target, need in zip(targets, needs, strict=True)]
         grads = [memories.new_empty(0 if t is None else t.shape) for t in wanted]
         pointers = [0 if t is None else g.data_ptr() for g, t in zip(grads, wanted, strict=True)]
-        native.backward(
-            _sizes(call), addresses(inputs), addresses(params), packed,
-            memories.data_ptr(), *_behind_header(activations),
-            (grad.data_ptr(), *pointers[:3]), tuple(pointers[3:]),
+        cell(spec, *kernels).backward(
+            (call.batch_size, call.steps, threads), addresses(inputs), addresses(params), packed, memories.data_ptr(),
+            *kept, (grad.data_ptr(), *pointers[:3]), tuple(pointers[3:]),
         )  # fmt: skip
         return [g if t is None else g.to(t.dtype) for g, t in zip(grads, wanted, strict=True)]
 
@@ -184,10 +218,10 @@ class CpuBackend:
             return None
         cells = tuple(cell(spec, *kernels) for kernels in self.kernels(block.params[0].dtype))
         config = {
-            "api": _TENSORS, "cells": cells, "many_rows": AMX_ROWS, "flat": flat, "initial": initial,
+            "tensors": _TENSORS, "cells": cells, "many_rows": AMX_ROWS, "flat": flat, "initial": initial,
             "matrix": spec.input_rows is not None, "parameter": block.params[0], "ordinary": ordinary,
             "pack": lambda native: block.packed(native, False), "get_num_threads": torch.get_num_threads,
-            "tensor_types": tuple(PLAIN_TYPES), "quiet": UNWATCHED, "is_neg": Tensor.is_neg,
+            "quiet": UNWATCHED,
         }  # fmt: skip
         return _C.frozen_step(config)  # type: ignore[no-any-return]
 
@@ -205,23 +239,19 @@ def _behind_header(activations: Tensor) -> tuple[int, int]:
     return (activations.data_ptr() + _HEADER, size - _HEADER) if size else (0, 0)
 
 
-def _inputs(call: Call) -> tuple[Tensor | None, ...]:
-    """x, memory, lengths, resets, reset_memory and dropout_mask, as C++ reads them."""
+def _packed(spec: CellSpec, kernels: Kernels, call: Call, backward: bool) -> Any:
+    """The parameters packed, in a `frozen_weights` block of them; None outside."""
+    block = frozen_block(call.params)
+    if block is None:
+        return None
+    block.check()
+    return block.packed(cell(spec, *kernels), backward)
+
+
+def _as_read(call: Call, packed: Any) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, ...]]:
+    """What C++ reads: x, memory, lengths, resets, reset_memory and dropout_mask; the parameters, unless packed."""
     x, mask = call.x, call.dropout_mask
     if x.dtype in HALF_TYPES:
         x, mask = x.float(), None if mask is None else mask.float()
     inputs = (x, call.memory, call.lengths, call.resets, call.reset_memory, mask)
-    return tuple(None if t is None else as_read(t) for t in inputs)
-
-
-def _parameters(native: Any, call: Call, backward: bool) -> tuple[Sequence[Tensor], Any]:
-    """The parameters as C++ reads them, and what it reads instead if they were packed in a `frozen_weights` block."""
-    block = frozen_block(call.params)
-    if block is not None:
-        block.check()
-        return call.params, block.packed(native, backward)
-    return readable(call.params), None
-
-
-def _sizes(call: Call) -> tuple[int, int, int]:
-    return call.batch_size, call.steps, torch.get_num_threads()
+    return tuple(None if t is None else as_read(t) for t in inputs), call.params if packed else readable(call.params)

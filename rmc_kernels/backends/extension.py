@@ -11,7 +11,7 @@ from typing import Any
 #: cannot import this, and says the same.
 REBUILD = "pip install --no-cache-dir --force-reinstall --no-deps ."
 #: What the CPU backend calls; an extension of another version of the package may lack some.
-NEEDED = ("Cell", "cpu_features", "frozen_step", "isas")
+NEEDED = ("Cell", "TensorCell", "Tensors", "cpu_features", "frozen_step", "isas")
 
 
 def load() -> tuple[Any, str | None]:

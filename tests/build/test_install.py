@@ -140,7 +140,8 @@ def test_a_file_that_needs_what_is_not_there(package: Path) -> None:
 def test_a_file_of_another_version(package: Path) -> None:
     (package / "_C.py").write_text("def isas(): return ['generic']\nclass Cell: pass")
     assert _reason() == (
-        f"the C++ extension {package / '_C.py'} is of another version: it lacks cpu_features, frozen_step"
+        f"the C++ extension {package / '_C.py'} is of another version: it lacks TensorCell, Tensors, cpu_features, "
+        "frozen_step"
     )
 
 

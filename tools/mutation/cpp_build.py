@@ -29,13 +29,14 @@ _FLAGS = (
 _SOURCES = (
     "cell/kernels.cpp", "cell/plan.cpp", "common/bump.cpp", "common/interrupt.cpp", "common/parallel.cpp",
     "common/profile.cpp", "machine/features.cpp", "machine/isa.cpp", "python/bind_cell.cpp", "python/bind_hooks.cpp",
-    "python/frozen_step.cpp", "python/without_gil.cpp",
+    "python/frozen_step.cpp", "python/tensor_cell.cpp", "python/without_gil.cpp",
 )  # fmt: skip
 _BINDING = """
 #include "python/bindings.h"
 #include "watched.h"
 PYBIND11_MODULE(_C, module) {
   rmc::register_cell(module);
+  rmc::register_tensor_cell(module);
   rmc::register_frozen_step(module);
   rmc::register_hooks(module);
   module.def("touched", rmc::touched);
@@ -169,4 +170,6 @@ class Build:
         loaded: Any = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
         vars(cpu).update(_C=loaded, _KERNELS=[(self._dtype, "generic")])
+        # Results are watched where Python allocates them: ordinary calls give C++ addresses, frozen steps tensors.
+        vars(cpu).update(_TENSORS=cpu._tensors(), tensor_cell=lambda spec, precision, isa: None)
         return backends.CpuBackend(isa="generic", test_double=True)
