@@ -6,6 +6,7 @@ Triton a second time under TRITON_INTERPRET=1, which holds for a whole process: 
 """
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,8 @@ import torch
 pytest_plugins = ["tests.compatibility"]
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,17 +82,27 @@ def are_plain_float32(tensors: tuple[Tensor, ...], shapes: Mapping[str, tuple[in
     return _TENSORS is not None and not is_watched() and _TENSORS.all_float32(tensors, shapes)
 
 
+class PlannedCell(NamedTuple):
+    """The planned cell of a spec, given addresses or given tensors (None beside an older torch).
+
+    One object holds both, so that both take the same packed weights.
+    """
+
+    given_addresses: Any
+    given_tensors: Any
+
+
 @lru_cache(maxsize=256)
-def tensor_cell(spec: CellSpec, precision: str, isa: str) -> Any:
-    """The planned cell of a spec as one that is given tensors, or None where there is only one given addresses."""
+def planned_cell(spec: CellSpec, precision: str, isa: str) -> PlannedCell:
+    """Plans the cell of a spec, once."""
+    native = plan_cell(spec, precision, isa)
     if _TENSORS is None:
-        return None
-    return _C.TensorCell(_TENSORS, cell(spec, precision, isa), tuple(spec.parameter_shapes.values()))
+        return PlannedCell(native, None)
+    return PlannedCell(native, _C.TensorCell(_TENSORS, native, tuple(spec.parameter_shapes.values())))
 
 
-@lru_cache(maxsize=256)
-def cell(spec: CellSpec, precision: str, isa: str) -> Any:
-    """The planned cell of a spec."""
+def plan_cell(spec: CellSpec, precision: str, isa: str) -> Any:
+    """Plans the cell of a spec anew."""
     config: dict[str, object] = {name: getattr(spec, name) for name in (*_FLAGS, *_SIZES)}
     config |= {"key_size": spec.key_width, "rows": spec.rows, "gate_style": spec.gate_style or ""}
     config |= {"forget_bias": spec.forget_bias, "input_bias": spec.input_bias}
@@ -148,14 +158,15 @@ class CpuBackend:
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
         """See `Backend.activation_size`: linear in steps and in batch elements, whichever kernels run."""
-        sizes = [cell(spec, *kernels).activation_bytes for kernels in set(self.kernels(dtype))]
+        sizes = [planned_cell(spec, *kernels).given_addresses.activation_bytes for kernels in set(self.kernels(dtype))]
         per_element, per_tile = map(max, zip(*sizes, strict=True))
         return _HEADER + steps * (batch_size * per_element + per_tile)  # type: ignore[no-any-return]
 
     def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
         """See `Backend.forward`."""
         kernels = self._choose(spec, call)
-        given_tensors, packed = tensor_cell(spec, *kernels), _packed(spec, kernels, call, False)
+        native, given_tensors = planned_cell(spec, *kernels)
+        packed = _packed(native, call, False)
         size = self.activation_size(spec, call.batch_size, call.steps, call.x.dtype) if save else 0
         activations = call.memory.new_empty(size, dtype=torch.uint8)
         if size:
@@ -168,7 +179,7 @@ class CpuBackend:
         memories = call.memory.new_empty((call.batch_size, call.steps, spec.mem_slots, spec.mem_size))
         inputs, params = _as_read(call, packed)
         sizes = call.batch_size, call.steps, threads
-        cell(spec, *kernels).forward(sizes, addresses(inputs), addresses(params), packed, memories.data_ptr(), *kept)
+        native.forward(sizes, addresses(inputs), addresses(params), packed, memories.data_ptr(), *kept)
         return memories, activations
 
     def backward(
@@ -176,7 +187,8 @@ class CpuBackend:
     ) -> list[Tensor]:
         """See `Backend.backward`."""
         kernels = _KERNELS[int(activations[0])] if activations.numel() else self._choose(spec, call)
-        given_tensors, packed = tensor_cell(spec, *kernels), _packed(spec, kernels, call, True)
+        native, given_tensors = planned_cell(spec, *kernels)
+        packed = _packed(native, call, True)
         grad, memories = as_read(grad), memories.contiguous()
         kept, threads = _behind_header(activations), torch.get_num_threads()
         if given_tensors is not None:
@@ -190,7 +202,7 @@ class CpuBackend:
         wanted = [target if need else None for target, need in zip(targets, needs, strict=True)]
         grads = [memories.new_empty(0 if t is None else t.shape) for t in wanted]
         pointers = [0 if t is None else g.data_ptr() for g, t in zip(grads, wanted, strict=True)]
-        cell(spec, *kernels).backward(
+        native.backward(
             (call.batch_size, call.steps, threads), addresses(inputs), addresses(params), packed, memories.data_ptr(),
             *kept, (grad.data_ptr(), *pointers[:3]), tuple(pointers[3:]),
         )  # fmt: skip
@@ -216,7 +228,7 @@ class CpuBackend:
         """
         if _TENSORS is None:
             return None
-        cells = tuple(cell(spec, *kernels) for kernels in self.kernels(block.params[0].dtype))
+        cells = tuple(planned_cell(spec, *kernels).given_addresses for kernels in self.kernels(block.params[0].dtype))
         config = {
             "tensors": _TENSORS, "cells": cells, "many_rows": AMX_ROWS, "flat": flat, "initial": initial,
             "matrix": spec.input_rows is not None, "parameter": block.params[0], "ordinary": ordinary,
@@ -239,13 +251,13 @@ def _behind_header(activations: Tensor) -> tuple[int, int]:
     return (activations.data_ptr() + _HEADER, size - _HEADER) if size else (0, 0)
 
 
-def _packed(spec: CellSpec, kernels: Kernels, call: Call, backward: bool) -> Any:
+def _packed(native: Any, call: Call, backward: bool) -> Any:
     """The parameters packed, in a `frozen_weights` block of them; None outside."""
     block = frozen_block(call.params)
     if block is None:
         return None
     block.check()
-    return block.packed(cell(spec, *kernels), backward)
+    return block.packed(native, backward)
 
 
 def _as_read(call: Call, packed: Any) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, ...]]:

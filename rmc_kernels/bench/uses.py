@@ -133,7 +133,7 @@ def _step_calls(spec: CellSpec, batch: int, blocks: ExitStack) -> Iterator[tuple
     frozen = blocks.enter_context(RelationalMemoryCell.from_spec(spec, backend="cpu").frozen_weights())
     params = {name: value.detach() for name, value in cell.named_parameters()}
     kernels = cpu.kernels(torch.float32, cpu.forced_isa)[batch * spec.mem_slots >= cpu.AMX_ROWS]
-    native = cpu.cell(spec, *kernels)
+    native = cpu.planned_cell(spec, *kernels).given_addresses
     pointers = tuple(params[name].data_ptr() for name in spec.parameter_names)
     packed, out = native.pack(list(pointers), False), torch.empty_like(memory)
     tensors = (x.data_ptr(), memory.data_ptr(), 0, 0, 0, 0)

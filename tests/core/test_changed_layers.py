@@ -482,7 +482,7 @@ def test_options_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         for isa in cpu.ISAS:
             monkeypatch.setattr(cpu, "forced_isa", isa)
-            native: Any = cpu.cell(layer.spec, *cpu.kernels(torch.float32, isa)[1])
+            native: Any = cpu.planned_cell(layer.spec, *cpu.kernels(torch.float32, isa)[1]).given_addresses
             assert native.isa == isa
             want = relational_memory(x, memory, dict(layer.named_parameters()), layer.spec, backend="cpu")
             same((layer(x, memory)[0], layer(x, memory)[1]), (want[0].flatten(2), want[1]))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +120,35 @@ def test_frozen_weights_in_many_threads() -> None:
     assert weights.frozen_blocks == ()
 
 
+def test_threads_that_plan_a_cell_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each plans one of its own, and its weights are packed for that one."""
+    cell = RelationalMemoryCell(10, 4, 16, 2, backend="cpu")
+    x, memory = torch.randn(3, 10), torch.randn(3, 4, 32)
+    together, plan = threading.Barrier(2, timeout=60), cpu.plan_cell
+
+    def plan_together(*key: Any) -> Any:
+        together.wait()
+        return plan(*key)
+
+    found: list[Tensor] = []
+
+    @torch.no_grad()
+    def work() -> None:
+        found.extend(cell(x, memory)[1] for _ in range(3))
+
+    with torch.no_grad(), cell.frozen_weights():
+        want = cell(x, memory)[1]
+        cpu.planned_cell.cache_clear()
+        monkeypatch.setattr(cpu, "plan_cell", plan_together)
+        workers = [threading.Thread(target=work) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert len(found) == 6
+    assert all(torch.equal(memory, want) for memory in found)
+
+
 class Stop(Exception):
     """What the handler of the tests raises."""
 
@@ -142,7 +172,7 @@ def test_an_interrupted_call_stops(threads: int, interrupt: Callable[[], None]) 
     """Its last step is never reached; 60,000 of them take minutes."""
     spec = SPECS["sonnet"]
     call, _ = make(spec, 64, 4)
-    native = cpu.cell(spec, "float32", "generic")
+    native = cpu.plan_cell(spec, "float32", "generic")
     steps = 60_000
     x = torch.zeros(1, steps, spec.input_size).expand(64, -1, -1)
     rows, memories = x.contiguous(), torch.full((64, steps, spec.mem_slots, spec.mem_size), torch.nan)

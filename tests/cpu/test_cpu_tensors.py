@@ -21,15 +21,16 @@ def addresses_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], No
 
     def switch() -> None:
         monkeypatch.setattr(cpu, "_TENSORS", None)
-        cpu.tensor_cell.cache_clear()
+        cpu.planned_cell.cache_clear()
 
     yield switch
-    cpu.tensor_cell.cache_clear()
+    cpu.planned_cell.cache_clear()
 
 
 def read(name: str, call: Call) -> Tensor | None:
     """What the cell makes of a call that it is given as tensors."""
-    found: Tensor | None = cpu.tensor_cell(SPECS[name], "float32", "generic").forward(call.flat(), 1, None, 0, 0)
+    cell = cpu.planned_cell(SPECS[name], "float32", "generic").given_tensors
+    found: Tensor | None = cell.forward(call.flat(), 1, None, 0, 0)
     return found
 
 
@@ -91,7 +92,7 @@ def test_no_wrong_tensor_reaches_a_kernel() -> None:
     """Nothing of another dtype, shape or device, and no freed memory, whatever Python has checked."""
     call, _ = make(SPECS["sonnet"], 3, 4, "lr")
     flat = call.flat()
-    cell = cpu.tensor_cell(SPECS["sonnet"], "float32", "generic")
+    cell = cpu.planned_cell(SPECS["sonnet"], "float32", "generic").given_tensors
     assert cell.forward(flat, 1, None, 0, 0) is not None
     for place, tensor in enumerate(flat):
         if tensor is None:

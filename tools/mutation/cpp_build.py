@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sysconfig
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -171,5 +172,6 @@ class Build:
         spec.loader.exec_module(loaded)
         vars(cpu).update(_C=loaded, _KERNELS=[(self._dtype, "generic")])
         # Results are watched where Python allocates them: ordinary calls give C++ addresses, frozen steps tensors.
-        vars(cpu).update(_TENSORS=cpu._tensors(), tensor_cell=lambda spec, precision, isa: None)
+        vars(cpu).update(_TENSORS=cpu._tensors())
+        vars(cpu).update(planned_cell=cache(lambda *key: cpu.PlannedCell(cpu.plan_cell(*key), None)))
         return backends.CpuBackend(isa="generic", test_double=True)

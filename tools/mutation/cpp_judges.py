@@ -191,12 +191,13 @@ def _cpp_sizes() -> None:
     spec, kernels = SPECS["sonnet"], cpu._KERNELS[0]
     names = (*cpu._FLAGS, *cpu._SIZES, "key_width", "rows", "gate_style", "forget_bias", "input_bias")
     usual = {name: getattr(spec, name) for name in names}
+    plan: Callable[..., object] = cpu.plan_cell
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, resource.RLIM_INFINITY))
-    cpu.cell.__wrapped__(SimpleNamespace(**usual | {"mem_slots": 2**30}), *kernels)
+    plan(SimpleNamespace(**usual | {"mem_slots": 2**30}), *kernels)
     for sizes in _IMPOSSIBLE:
         try:
-            cpu.cell.__wrapped__(SimpleNamespace(**usual | sizes), *kernels)
+            plan(SimpleNamespace(**usual | sizes), *kernels)
         except ValueError:
             continue
         except MemoryError:
