@@ -72,7 +72,7 @@ def _run(part: str, made: list[Job], every: int, deadline: float, again: bool) -
         found.record(job, outcome)
         print(f"{number}/{len(todo)} {outcome[:100]} | {job.key}", flush=True)
     summary = found.summary(made)
-    results.keep(part, summary)
+    results.keep(part, summary, found.survivors(made))
     page.write()
     print(f"{part}: {sum(summary['made'].values())} mutants, {dict(results.totals(summary))}")
     return 0

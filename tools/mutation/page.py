@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
 
 from tools.mutation import results
 from tools.mutation.mutant import SURVIVED
+from tools.mutation.results import Reasons
 
 PAGE = Path(__file__).with_name("mutation.md")
-#: Why each survivor is one.
-REASONS = Path(__file__).parent / "survivors.json"
 _BLOCK = re.compile(r"(<!-- mutation (\w+) -->\n).*?(<!-- /mutation -->)", re.S)
 #: Outcomes in the order of the columns. The first two are the merit of the tests.
 _KINDS = {
@@ -32,30 +29,7 @@ _KINDS = {
 }
 
 
-class Reason(TypedDict):
-    """Why some mutants survive.
-
-    Attributes:
-        why: in words.
-        mutants: "file: name" of each.
-    """
-
-    why: str
-    mutants: list[str]
-
-
-def reasons() -> list[Reason]:
-    """Those that are kept."""
-    found: list[Reason] = json.loads(REASONS.read_text())
-    return found
-
-
-def survivors(summary: results.Summary) -> list[str]:
-    """ "file: name" of each survivor of a part that no run explains."""
-    return [f"{file}: {key}" for file, keys in summary["survivors"].items() for key in keys]
-
-
-def render(text: str, found: Mapping[str, results.Summary], why: Sequence[Reason]) -> str:
+def render(text: str, found: Mapping[str, results.Summary], why: Mapping[str, Reasons]) -> str:
     """The page with every block written anew.
 
     Raises:
@@ -66,7 +40,7 @@ def render(text: str, found: Mapping[str, results.Summary], why: Sequence[Reason
         raise ValueError(f"the page takes a block `<!-- mutation PART -->` for {', '.join(sorted(missing))}")
 
     def block(place: re.Match[str]) -> str:
-        content = _block(found[place[2]], why) if place[2] in found else "Not run.\n"
+        content = _block(found[place[2]], why.get(place[2], {})) if place[2] in found else "Not run.\n"
         return f"{place[1]}{content}{place[3]}"
 
     return _BLOCK.sub(block, text)
@@ -74,11 +48,11 @@ def render(text: str, found: Mapping[str, results.Summary], why: Sequence[Reason
 
 def write() -> None:
     """Write the page."""
-    PAGE.write_text(render(PAGE.read_text(), results.read(), reasons()))
+    PAGE.write_text(render(PAGE.read_text(), results.read(), results.reasons()))
 
 
-def _block(summary: results.Summary, why: Sequence[Reason]) -> str:
-    return f"{_rates(summary)}\n\n{_table(summary)}\n\n{_survivors(summary, why)}"
+def _block(summary: results.Summary, why: Reasons) -> str:
+    return f"{_rates(summary)}\n\n{_table(summary)}\n\n{_survivors(why)}"
 
 
 def _rates(summary: results.Summary) -> str:
@@ -106,14 +80,10 @@ def _table(summary: results.Summary) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _survivors(summary: results.Summary, why: Sequence[Reason]) -> str:
-    left = survivors(summary)
+def _survivors(why: Reasons) -> str:
     lines = []
-    for reason in why:
-        here = [name for name in reason["mutants"] if name in left]
-        if here:
-            lines.append(f"* {reason['why']} ({len(here)})")
-            left = [name for name in left if name not in here]
-    if left:
-        lines += [f"* **Not explained** ({len(left)})", *(f"  * {name}" for name in left)]
-    return "\n".join(lines or ["No unexplained survivor."]) + "\n"
+    for reason, mutants in why.items():
+        lines.append(f"* {reason or '**Not explained**'} ({len(mutants)})")
+        if not reason:
+            lines += [f"  * {name}" for name in mutants]
+    return "\n".join(lines or ["No survivor."]) + "\n"

@@ -1,4 +1,4 @@
-"""What became of the mutants: a file of everything that was found, to go on from, and a summary that is kept."""
+"""What became of the mutants: a file of everything that was found, to go on from, and what is kept of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from tools.mutation.mutant import SURVIVED
 
 #: The summary: part -> what was found. `mutation.md` is made from it.
 RESULTS = Path(__file__).parent / "results.json"
+#: Part -> `Reasons`.
+SURVIVORS = Path(__file__).parent / "survivors.json"
 #: Kinds of outcomes of mutants that were not killed.
 LEFT = (SURVIVED, "doubled", "spare")
 
@@ -23,12 +25,14 @@ class Summary(TypedDict):
     Attributes:
         made: mutants that the rules make, by file.
         outcomes: how many of them were killed, raised, ..., by file.
-        survivors: names of those that survived, by file.
     """
 
     made: dict[str, int]
     outcomes: dict[str, dict[str, int]]
-    survivors: dict[str, list[str]]
+
+
+#: Why mutants survive, in words ("" where it is not known yet): "file: name" of each.
+Reasons = dict[str, list[str]]
 
 
 class Found:
@@ -56,7 +60,7 @@ class Found:
 
     def summary(self, jobs: Sequence[Job]) -> Summary:
         """Of all that is known of the mutants of the present sources."""
-        found: Summary = {"made": {}, "outcomes": {}, "survivors": {}}
+        found: Summary = {"made": {}, "outcomes": {}}
         for job in jobs:
             if not job.file:
                 continue
@@ -67,9 +71,11 @@ class Found:
             counts = found["outcomes"].setdefault(job.file, {})
             kind = outcome.split(":")[0]
             counts[kind] = counts.get(kind, 0) + 1
-            if kind == SURVIVED:
-                found["survivors"].setdefault(job.file, []).append(job.key)
         return found
+
+    def survivors(self, jobs: Sequence[Job]) -> list[str]:
+        """ "file: name" of each mutant of the present sources that survived."""
+        return [f"{job.file}: {job.key}" for job in jobs if job.file and self.outcome(job) == SURVIVED]
 
 
 def read() -> dict[str, Summary]:
@@ -78,9 +84,20 @@ def read() -> dict[str, Summary]:
     return found
 
 
-def keep(part: str, summary: Summary) -> None:
-    """Put the summary of a part in their place."""
+def reasons() -> dict[str, Reasons]:
+    """Why mutants of each part survive."""
+    found: dict[str, Reasons] = json.loads(SURVIVORS.read_text()) if SURVIVORS.exists() else {}
+    return found
+
+
+def keep(part: str, summary: Summary, survivors: Sequence[str]) -> None:
+    """Put the summary and the survivors of a part in their place, each survivor under the reason that it had."""
+    why = {mutant: reason for reason, mutants in reasons().get(part, {}).items() for mutant in mutants}
+    found: Reasons = {}
+    for mutant in survivors:
+        found.setdefault(why.get(mutant, ""), []).append(mutant)
     RESULTS.write_text(json.dumps(read() | {part: summary}, indent=1) + "\n")
+    SURVIVORS.write_text(json.dumps(reasons() | {part: found}, indent=1) + "\n")
 
 
 def totals(summary: Summary) -> Counter[str]:
