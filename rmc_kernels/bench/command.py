@@ -11,14 +11,14 @@ from rich.console import Console
 
 from rmc_kernels import backends
 from rmc_kernels.bench import compare as comparison
-from rmc_kernels.bench import profiling, report, uses
+from rmc_kernels.bench import profiling, report, summary, uses
 from rmc_kernels.bench.cases import SUITES, Case
 from rmc_kernels.bench.contestants import RIVALS
 from rmc_kernels.bench.gpu import report as gpu
 from rmc_kernels.bench.suite import SuiteResult, run_suite
 
 bench = typer.Typer(invoke_without_command=True, no_args_is_help=False)
-Result = Annotated[Path, typer.Argument(help="JSON that `rmc bench` wrote.", exists=True, dir_okay=False)]
+Result = Annotated[Path, typer.Argument(help="JSON or CSV that `rmc bench` wrote.", exists=True, dir_okay=False)]
 
 
 @bench.callback()
@@ -89,12 +89,18 @@ def compare(
 @bench.command()
 def summarize(
     result: Result,
-    out: Annotated[Path, typer.Argument(help="JSON to write; may be the same file.")],
+    out: Annotated[Path, typer.Argument(help="PATH.csv to write, or PATH.json, which may be the same file.")],
 ) -> None:
     """Write a result of `rmc bench` or `make gpu` with medians, quartiles and counts in place of its samples."""
-    text = result.read_text(encoding="utf-8")
-    short = gpu.without_samples(text) if gpu.is_report(text) else read(result).without_samples().to_json()
-    out.write_text(short + "\n", encoding="utf-8")
+    text, as_csv = result.read_text(encoding="utf-8"), out.suffix == ".csv"
+    if gpu.is_report(text):
+        if as_csv:
+            raise typer.BadParameter(f"OUT must be PATH.json for a report of `make gpu`, got {out}")
+        short = gpu.without_samples(text) + "\n"
+    else:
+        found = read(result)
+        short = summary.to_csv(found) if as_csv else found.without_samples().to_json() + "\n"
+    out.write_text(short, encoding="utf-8")
     typer.echo(f"written: {out}")
 
 
@@ -155,6 +161,7 @@ def time_uses(
 def read(path: Path) -> SuiteResult:
     """The result in a file."""
     try:
-        return SuiteResult.from_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return summary.from_csv(text) if summary.is_csv(text) else SuiteResult.from_json(text)
     except (ValueError, KeyError, TypeError) as error:
         raise typer.BadParameter(f"{path} is no result of `rmc bench`: {error}") from None

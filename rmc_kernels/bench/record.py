@@ -277,8 +277,8 @@ class CaseResult:
     def as_dict(self) -> dict[str, Any]:
         """As plain data, each figure with its `summary`; without samples rounded, and short: no defaults, no sizes."""
         if any(figure.statistics is not None for figure in self.figures):
-            short = [_short(figure) for figure in self.figures]
-            return {"name": self.case.name, "figures": short, "contention": self.contention}
+            figures = [short(figure) for figure in self.figures]
+            return {"name": self.case.name, "figures": figures, "contention": self.contention}
         figures = []
         for figure in self.figures:
             plain = asdict(figure) | {"summary": self.summary(figure)}
@@ -303,8 +303,8 @@ class CaseResult:
 _DEFAULTS = asdict(Figure("", 0, 0))
 
 
-def _short(figure: Figure) -> dict[str, Any]:
-    """What is not at its default, rounded, with the statistics among it."""
+def short(figure: Figure) -> dict[str, Any]:
+    """What of a figure is not at its default, rounded, with the statistics among it."""
     plain = {name: value for name, value in asdict(figure).items() if value != _DEFAULTS[name]}
     plain |= plain.pop("statistics", {})
     for name, value in list(plain.items()):

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from rmc_kernels import CellSpec
 from rmc_kernels.backends import BACKENDS, Call
 from rmc_kernels.backends.reference import ReferenceBackend
-from rmc_kernels.bench import ceilings, machine, markdown, profiling, report, timing, trial
+from rmc_kernels.bench import ceilings, command, machine, markdown, profiling, report, summary, timing, trial
 from rmc_kernels.bench.cases import SUITES, Case, Group, Suite
 from rmc_kernels.bench.command import bench
 from rmc_kernels.bench.compare import Change, compare, interval
@@ -300,7 +300,21 @@ def test_without_samples_medians_quartiles_and_counts_stay(whole: SuiteResult) -
     assert kept.times_bound(case.case) == pytest.approx(ours.times_bound(case.case))
     assert case.summary(kept) == {**before.cases[0].summary(ours), "speed_up_quartiles": [0.95, 4.0]}
     assert after.without_samples().to_json() == text
-    assert report.everything(SuiteResult.from_json(whole.without_samples().to_json())) == report.everything(whole)
+    assert summary.from_csv(summary.to_csv(before)) == after
+    assert report.everything(summary.from_csv(summary.to_csv(whole))) == report.everything(whole)
+
+
+def test_what_is_odd_comes_back_from_csv() -> None:
+    """Figures that failed, texts of several lines, commas, quotes and a line that looks like the header."""
+    broken = Figure("rmc cpu", 1, 7, status="error", note='of "x", y', trace="one\n# two: 3\n", is_rmc=False)
+    doubted = CaseResult(SMALL, [broken, figure("eager", [1.0])], ["cores changed speed: 20 %", "load: 2.0"])
+    failed = CaseResult(replace(SMALL, threads=2), [broken], [])
+    odd = replace(result(doubted, failed), absent={"triton": "none: # 0, or\nso"}, command="rmc bench")
+    again = summary.from_csv(summary.to_csv(odd))
+    assert again == odd.without_samples()
+    assert not again.ok
+    assert summary.to_csv(again) == summary.to_csv(odd)
+    assert summary.from_csv(summary.to_csv(result())) == result()
 
 
 def test_numbers_without_samples_are_rounded_to_more_than_any_table_shows() -> None:
@@ -333,13 +347,14 @@ def test_without_eager_medians_are_relative_to_the_peak_or_to_nothing() -> None:
     assert (bare.relative_to, bare.verdict) == ("nothing", "slower")
 
 
-def test_the_summarize_command(tmp_path: Path) -> None:
-    whole, short = tmp_path / "whole.json", tmp_path / "short.json"
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_the_summarize_command(tmp_path: Path, form: str) -> None:
+    whole, short = tmp_path / "whole.json", tmp_path / f"short.{form}"
     stored = replace(record(1.0, 0), command="rmc bench --suite quick")
     whole.write_text(stored.to_json())
     found = CliRunner().invoke(bench, ["summarize", str(whole), str(short)])
     assert found.exit_code == 0, found.output
-    again = SuiteResult.from_json(short.read_text())
+    again = command.read(short)
     assert (again.command, again.machine) == (stored.command, stored.machine)
     assert [figure.rounds for figure in again.cases[0].figures] == [ROUNDS, ROUNDS]
     assert 5 * len(short.read_text().splitlines()) < len(whole.read_text().splitlines())
@@ -347,16 +362,20 @@ def test_the_summarize_command(tmp_path: Path) -> None:
     assert found.exit_code == 0, found.output
     assert "No interval" in found.output
     assert "none" in found.output
-    whole.write_text("{}")
-    found = CliRunner().invoke(bench, ["summarize", str(whole), str(short)])
-    assert found.exit_code == 2
-    assert "schema 1" in found.output
+    for damaged in ("{}", "# schema: 2\n", "# schema: 1\n", "# schema\n"):
+        whole.write_text(damaged)
+        found = CliRunner().invoke(bench, ["summarize", str(whole), str(short)])
+        assert found.exit_code == 2
+        assert "is no result of `rmc bench`" in " ".join(found.output.replace("│", " ").split())
 
 
 def test_a_report_of_a_gpu_is_summarized(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     case = record(1.0, 0).cases[0]
     path.write_text(json.dumps({"schema": gpu.SCHEMA, "stages": {"forward": {"ok": True, "cases": [case.as_dict()]}}}))
+    refused = CliRunner().invoke(bench, ["summarize", str(path), str(tmp_path / "gpu.csv")])
+    assert refused.exit_code == 2
+    assert "OUT must be PATH.json" in refused.output
     found = CliRunner().invoke(bench, ["summarize", str(path), str(path)])
     assert found.exit_code == 0, found.output
     stage = json.loads(path.read_text())["stages"]["forward"]
@@ -368,14 +387,13 @@ def test_a_report_of_a_gpu_is_summarized(tmp_path: Path) -> None:
 def test_what_is_committed_is_small_and_holds_no_samples() -> None:
     """`rmc bench summarize` makes it of what `--out` wrote."""
     folder = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-    for path in folder.glob("cpu-*.json"):
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if "uses" not in path.name:
-            figures = [figure for case in SuiteResult.from_json(json.dumps(stored)).cases for figure in case.figures]
-            assert figures
-            assert not [figure for figure in figures if figure.seconds or not figure.rounds], path.name
-            assert stored["command"].startswith("rmc bench "), path.name
-    assert sum(path.stat().st_size for path in folder.rglob("*")) < 150_000
+    for name in ("quick", "targets"):
+        stored = command.read(folder / f"cpu-{name}.csv")
+        figures = [figure for case in stored.cases for figure in case.figures]
+        assert figures
+        assert not [figure for figure in figures if figure.seconds or not figure.rounds], name
+        assert stored.command.startswith("rmc bench "), name
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 65_000
 
 
 def test_records_from_before_memory_was_measured_are_read() -> None:
@@ -393,8 +411,8 @@ def test_records_from_before_memory_was_measured_are_read() -> None:
     [("cpu-quick", "docs/performance.md"), ("cpu-quick", "README.md"), ("cpu-targets", "docs/targets.md")],
 )
 def test_a_page_says_what_its_result_says(result: str, page: str) -> None:
-    """After a new result: `rmc bench report benchmarks/results/RESULT.json PAGE`."""
+    """After a new result: `rmc bench report benchmarks/results/RESULT.csv PAGE`."""
     root = Path(__file__).resolve().parents[2]
     text = (root / page).read_text(encoding="utf-8")
-    stored = (root / "benchmarks" / "results" / f"{result}.json").read_text(encoding="utf-8")
-    assert report.render(text, SuiteResult.from_json(stored)) == text
+    stored = command.read(root / "benchmarks" / "results" / f"{result}.csv")
+    assert report.render(text, stored) == text
