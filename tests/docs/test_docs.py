@@ -148,3 +148,17 @@ def test_every_feature_has_its_row() -> None:
     rows = re.findall(r"^\| ([^`|-][^|]*) \|", (ROOT / "docs" / "compatibility.md").read_text(), re.MULTILINE)
     assert len(features) > 10
     assert set(rows) == features
+
+
+# -- docs/design.md ----------------------------------------------------------------------------------------------------
+
+
+def test_the_design_page_names_files_that_are_there() -> None:
+    """A path from the root; or a file's name alone where the room is named beside it."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    names = {name for name in re.findall(r"`([\w./*]+)`", text) if name.endswith(("/", ".py", ".h", ".cpp", ".txt"))}
+    assert len(names) > 40
+    for name in names:
+        rooms = (ROOT, ROOT / "rmc_kernels", ROOT / "csrc")
+        found = any(list(room.glob(name.rstrip("/"))) for room in rooms) or list((ROOT / "rmc_kernels").rglob(name))
+        assert found or list((ROOT / "csrc").rglob(name)), name
