@@ -5,10 +5,10 @@ A sample; `make simulate` runs all.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,7 +46,17 @@ def test_cells_begin_with_every_kind() -> None:
 
 def test_the_page_has_what_was_run() -> None:
     text = simulate.PAGE.read_text()
-    assert simulate.within(text, json.loads(simulate.RESULTS.read_text())) == text, "run `make simulate`"
+    assert simulate.within(text, simulate.load()) == text, "run `make simulate`"
+
+
+def test_what_was_found_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = simulate.load()
+    assert known
+    broken = {"sources": "triton 3.7.1, 0", "outcome": 'AssertionError: "a, b"'}
+    found = {**known, "a cell": broken}
+    monkeypatch.setattr(simulate, "RESULTS", tmp_path / "simulate.csv")
+    simulate.save(found)
+    assert simulate.load() == found
 
 
 @pytest.mark.slow

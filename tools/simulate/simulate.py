@@ -2,13 +2,14 @@
 
     python -m tools.simulate [--minutes 60]
 
-Runs the cells that `simulate.json` does not have of these sources and this triton, in an order in which the first
+Runs the cells that `simulate.csv` does not have of these sources and this triton, in an order in which the first
 ones are of every kind. Exit code 1 where one is wrong or has a race.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import inspect
 import json
 import time
@@ -34,7 +35,9 @@ from tests.cases import SPECS, Case, draw
 from tools.ptxsim import Report, Schedule
 from tools.simulate.simulated import simulated
 
-RESULTS = Path(__file__).with_suffix(".json")
+RESULTS = Path(__file__).with_suffix(".csv")
+#: What is known of a cell, beside its name: texts, then numbers that only a cell that is right has.
+_TEXTS, _NUMBERS = ("sources", "outcome"), ("launches", "instructions", "seconds")
 #: What of it has a table between these markers.
 PAGE = Path(__file__).parents[2] / "docs" / "triton-backend.md"
 _BEGIN, _END = "<!-- simulated -->\n", "<!-- /simulated -->"
@@ -157,7 +160,7 @@ def main() -> int:
     given = parser.parse_args()
     deadline = time.monotonic() + 60 * given.minutes
     chosen = [cell for cell in cells() if str(cell).startswith(given.only)]
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    before = load()
     names = {str(cell): sources(cell.run) for cell in cells()}
     found = {name: value for name, value in before.items() if value["sources"] == names.get(name)}
     for cell in chosen:
@@ -165,12 +168,29 @@ def main() -> int:
             continue
         found[str(cell)] = {"sources": names[str(cell)], **outcome(cell)}
         print(cell, found[str(cell)], flush=True)
-        lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in sorted(found.items()))
-        RESULTS.write_text(f"{{\n{lines}\n}}\n")
+        save(found)
     PAGE.write_text(within(PAGE.read_text(), found))
     outcomes = Counter(value["outcome"].split(":")[0] for value in found.values())
     print(f"{len(found)} of {len(names)} cells run: {dict(outcomes)}")
     return 0 if set(outcomes) == {"right"} else 1
+
+
+def load() -> dict[str, dict[str, Any]]:
+    """What was found of each cell."""
+    with RESULTS.open(newline="") as file:
+        return {
+            row["cell"]: {name: row[name] for name in _TEXTS}
+            | {name: json.loads(row[name]) for name in _NUMBERS if row[name]}
+            for row in csv.DictReader(file)
+        }
+
+
+def save(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write a row a cell."""
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ("cell", *_TEXTS, *_NUMBERS), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"cell": name, **value} for name, value in sorted(found.items()))
 
 
 def within(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
