@@ -138,6 +138,7 @@ def _step_calls(spec: CellSpec, batch: int, blocks: ExitStack) -> Iterator[tuple
     packed, out = native.pack(list(pointers), False), torch.empty_like(memory)
     tensors = (x.data_ptr(), memory.data_ptr(), 0, 0, 0, 0)
     row, gate = eager.hoist(sequence, params, spec)
+    torch.compiler.reset()  # torch compiles one function at most 8 times, and there are more cases
     compiled = eager.compiled_step()
 
     def bare(weights: Any) -> timing.Call:
