@@ -140,7 +140,7 @@ def write_report(
 def time_uses(
     names: Annotated[list[str] | None, typer.Argument(help=f"Of: {', '.join(uses.USES)}; all without.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="For each case.")] = 3.0,
-    out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="PATH.csv or PATH.json to write.")] = None,
     document: Annotated[Path | None, typer.Option(help="Markdown file with <!-- uses -->.", exists=True)] = None,
 ) -> None:
     """Time half types, one step at a time, a step of training, and another process on a core."""
@@ -153,7 +153,8 @@ def time_uses(
         figures += uses.USES[name].figures(seconds)
     console.print(uses.markdown(figures), markup=False, highlight=False)
     if out is not None:
-        out.write_text(uses.as_json(figures), encoding="utf-8")
+        written = uses.as_csv(figures) if out.suffix == ".csv" else uses.as_json(figures)
+        out.write_text(written, encoding="utf-8")
     if document is not None:
         document.write_text(uses.within(document.read_text(encoding="utf-8"), figures), encoding="utf-8")
 

@@ -6,6 +6,8 @@ process. Contestants take turns, as everywhere here; figures are medians, but fo
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import statistics
@@ -14,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +27,7 @@ from rmc_kernels.backends import cpu
 from rmc_kernels.bench import eager, timing
 from rmc_kernels.bench.markdown import table
 from rmc_kernels.bench.models import equal_hidden_size
+from rmc_kernels.bench.record import DIGITS
 from rmc_kernels.spec import CellSpec
 
 INPUTS = 64
@@ -315,8 +318,29 @@ def within(text: str, figures: Iterable[Figure]) -> str:
 
 
 def as_json(figures: Iterable[Figure]) -> str:
-    """The figures, to keep."""
+    """The figures as a list of objects."""
     return json.dumps([asdict(figure) for figure in figures], indent=1)
+
+
+def as_csv(figures: Iterable[Figure]) -> str:
+    """The figures, one a row, rounded; `from_csv` reads them back."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(Figure))
+    for figure in figures:
+        numbers = (figure.seconds, figure.ratio, figure.outside)
+        cells = ("" if number is None else f"{number:.{DIGITS}g}" for number in numbers)
+        writer.writerow((figure.use, figure.case, figure.contestant, *cells))
+    return text.getvalue()
+
+
+def from_csv(text: str) -> list[Figure]:
+    """The figures that `as_csv` wrote."""
+    _, *rows = csv.reader(io.StringIO(text))
+    return [
+        Figure(use, case, contestant, float(seconds), float(ratio), float(outside) if outside else None)
+        for use, case, contestant, seconds, ratio, outside in rows
+    ]
 
 
 def _against(

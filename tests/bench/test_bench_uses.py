@@ -108,6 +108,25 @@ def test_the_tables_go_into_a_document(tmp_path: Path, monkeypatch: pytest.Monke
     assert text.startswith("before\n<!-- uses -->")
     assert text.endswith("<!-- /uses -->\nafter\n")
     assert json.loads(out.read_text())[0]["contestant"] == "cell"
+    table = out.with_suffix(".csv")
+    result = CliRunner().invoke(bench, ["uses", "step", "--out", str(table)])
+    assert result.exit_code == 0, result.output
+    assert uses.from_csv(table.read_text()) == [SMALL]
+
+
+def test_figures_come_back_from_csv_rounded_to_more_than_a_table_shows() -> None:
+    figures = [replace(SMALL, case="B=1, 4 slots", outside=1.23456789e-5), replace(SMALL, seconds=1 / 3)]
+    again = [replace(figures[0], outside=1.234568e-5), replace(figures[1], seconds=0.3333333)]
+    assert uses.from_csv(uses.as_csv(figures)) == again
+
+
+def test_the_page_says_what_its_figures_say() -> None:
+    """After new figures: `rmc bench uses --out benchmarks/results/cpu-uses.csv --document docs/cpu-backend.md`."""
+    root = Path(__file__).resolve().parents[2]
+    figures = uses.from_csv((root / "benchmarks" / "results" / "cpu-uses.csv").read_text(encoding="utf-8"))
+    page = (root / "docs" / "cpu-backend.md").read_text(encoding="utf-8")
+    assert figures
+    assert uses.within(page, figures) == page
 
 
 def test_what_is_outside_of_the_kernel_has_a_column() -> None:

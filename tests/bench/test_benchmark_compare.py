@@ -393,7 +393,7 @@ def test_what_is_committed_is_small_and_holds_no_samples() -> None:
         assert figures
         assert not [figure for figure in figures if figure.seconds or not figure.rounds], name
         assert stored.command.startswith("rmc bench "), name
-    assert sum(path.stat().st_size for path in folder.rglob("*")) < 65_000
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 60_000
 
 
 def test_records_from_before_memory_was_measured_are_read() -> None:

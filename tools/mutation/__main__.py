@@ -17,7 +17,7 @@ PARTS = (*jobs.PYTHON_FILES, "cpp", "barriers")
 
 
 def main() -> int:
-    """Run mutants and write results.json and mutation.md; 1 where the unchanged source does not pass."""
+    """Run mutants and write results.csv and mutation.md; 1 where the unchanged source does not pass."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=[*PARTS, "page"])
     parser.add_argument("--every", type=int, default=1, help="only every n-th mutant")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
 from tools.mutation.jobs import ROOT, Job
 from tools.mutation.mutant import SURVIVED
 
-#: The summary: part -> what was found. `mutation.md` is made from it.
-RESULTS = Path(__file__).parent / "results.json"
+#: What was found in each file, a row of numbers of mutants. `mutation.md` is made from it.
+RESULTS = Path(__file__).parent / "results.csv"
 #: Part -> `Reasons`.
 SURVIVORS = Path(__file__).parent / "survivors.json"
 #: Kinds of outcomes of mutants that were not killed.
@@ -79,9 +80,28 @@ class Found:
 
 
 def read() -> dict[str, Summary]:
-    """The summaries that are kept."""
-    found: dict[str, Summary] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    """The summary of each part."""
+    found: dict[str, Summary] = {}
+    with RESULTS.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            summary = found.setdefault(row.pop("part"), {"made": {}, "outcomes": {}})
+            file, made = row.pop("file"), row.pop("made")
+            summary["made"][file] = int(made)
+            summary["outcomes"][file] = {kind: int(number) for kind, number in row.items() if number}
     return found
+
+
+def _write(summaries: Mapping[str, Summary]) -> None:
+    rows = [
+        {"part": part, "file": file, "made": made, **summary["outcomes"].get(file, {})}
+        for part, summary in summaries.items()
+        for file, made in summary["made"].items()
+    ]
+    columns = dict.fromkeys(("part", "file", "made", *(name for row in rows for name in row)))
+    with RESULTS.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def reasons() -> dict[str, Reasons]:
@@ -96,7 +116,7 @@ def keep(part: str, summary: Summary, survivors: Sequence[str]) -> None:
     found: Reasons = {}
     for mutant in survivors:
         found.setdefault(why.get(mutant, ""), []).append(mutant)
-    RESULTS.write_text(json.dumps(read() | {part: summary}, indent=1) + "\n")
+    _write(read() | {part: summary})
     SURVIVORS.write_text(json.dumps(reasons() | {part: found}, indent=1) + "\n")
 
 

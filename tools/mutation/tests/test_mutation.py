@@ -128,12 +128,15 @@ def test_every_survivor_has_one_reason() -> None:
 
 
 def test_a_survivor_keeps_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results.csv")
     monkeypatch.setattr(results, "SURVIVORS", tmp_path / "survivors.json")
     results.SURVIVORS.write_text(json.dumps({"cpp": {"Equivalent": ["a: 1", "a: 2"]}}))
-    results.keep("cpp", {"made": {"a": 3}, "outcomes": {"a": {"killed": 1, SURVIVED: 2}}}, ["a: 2", "a: 3"])
+    results.RESULTS.write_text("part,file,made,raised\nother,b,2,\n")
+    found: results.Summary = {"made": {"a": 3}, "outcomes": {"a": {"killed": 1, SURVIVED: 2}}}
+    results.keep("cpp", found, ["a: 2", "a: 3"])
+    assert results.read() == {"other": {"made": {"b": 2}, "outcomes": {"b": {}}}, "cpp": found}
     assert results.reasons() == {"cpp": {"Equivalent": ["a: 2"], "": ["a: 3"]}}
-    text = page.render("<!-- mutation cpp -->\n<!-- /mutation -->", results.read(), results.reasons())
+    text = page.render("<!-- mutation cpp -->\n<!-- /mutation -->", {"cpp": results.read()["cpp"]}, results.reasons())
     assert "* Equivalent (1)\n* **Not explained** (1)\n  * a: 3\n" in text
 
 
