@@ -123,9 +123,9 @@ def test_figures_come_back_from_csv_rounded_to_more_than_a_table_shows() -> None
 
 
 def test_the_page_says_what_its_figures_say() -> None:
-    """After new figures: `rmc bench uses --out benchmarks/results/cpu-use_cases.csv --document docs/cpu-backend.md`."""
+    """After new figures: `rmc bench uses --out benchmarks/results/cpu-uses.csv --document docs/cpu-backend.md`."""
     root = Path(__file__).resolve().parents[2]
-    figures = use_cases.from_csv((root / "benchmarks" / "results" / "cpu-use_cases.csv").read_text(encoding="utf-8"))
+    figures = use_cases.from_csv((root / "benchmarks" / "results" / "cpu-uses.csv").read_text(encoding="utf-8"))
     page = (root / "docs" / "cpu-backend.md").read_text(encoding="utf-8")
     assert figures
     assert use_cases.within(page, figures) == page
