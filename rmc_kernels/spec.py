@@ -11,15 +11,56 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from rmc_kernels import errors
 
 Variant = Literal["sonnet", "textbook", "l0sg", "r2gen"]
 GateStyle = Literal["unit", "memory"]
-VARIANTS: tuple[Variant, ...] = ("sonnet", "textbook", "l0sg", "r2gen")
 GATE_STYLES: tuple[GateStyle | None, ...] = ("unit", "memory", None)
 LAYER_NORM_EPS = 1e-5
+
+
+class _Row(NamedTuple):
+    """All that tells a variant apart; the properties of `CellSpec` of these names say what each means.
+
+    The others: `always_projects`, where the input is as wide as a slot, too; `takes_matrix`, `drops`: whether
+    `input_rows` and `dropout` may be set; `preset`: fields that the constructor of that name sets; `fixed`: what
+    fields must be, a text naming the size that they must equal.
+    """
+
+    always_projects: bool
+    has_qkv_norm: bool
+    has_attention_norm: bool
+    has_mlp_norm: bool
+    joint_norm: bool
+    has_output_projection: bool
+    has_attention_residual: bool
+    mlp_ends_in_relu: bool
+    tied: bool
+    trains_gate_biases: bool
+    takes_matrix: bool
+    drops: bool
+    preset: dict[str, Any]
+    fixed: dict[str, Any]
+
+
+_SIZES = {"num_blocks": 1, "key_size": "head_size"}
+# fmt: off
+_FLAGS: dict[Variant, _Row] = {
+    #                always   norm of norm of   norm of joint  output     attention ends in tied   trained takes  drops
+    #                projects qkv     attention MLP     norms  projection residual  ReLU           biases  matrix
+    "sonnet":   _Row(True,    True,   True,     True,   False, False,     True,     False,  False, False,  True,  False,
+                     {}, {}),
+    "textbook": _Row(False,   False,  False,    True,   False, True,      False,    False,  False, False,  False, False,
+                     {"forget_bias": 0.0, "gate_style": None}, {**_SIZES, "gate_style": None}),
+    "l0sg":     _Row(True,    True,   True,     True,   True,  False,     True,     True,   True,  True,   False, False,
+                     {}, {}),
+    "r2gen":    _Row(False,   False,  False,    False,  False, True,      True,     True,   False, False,  False, True,
+                     {"forget_bias": 0.0}, {**_SIZES, "input_size": "mem_size"}),
+}
+# fmt: on
+VARIANTS: tuple[Variant, ...] = tuple(_FLAGS)
 
 
 @dataclass(frozen=True)
@@ -79,17 +120,14 @@ class CellSpec:
         errors.one_of("gate_style", self.gate_style, GATE_STYLES)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be a probability in [0, 1), got {self.dropout}")
-        if self.input_rows is not None and self.variant != "sonnet":
+        flags = _FLAGS[self.variant]
+        if self.input_rows is not None and not flags.takes_matrix:
             raise ValueError(f"input_rows must be None for the {self.variant} variant, got {self.input_rows}")
-        if self.variant in ("textbook", "r2gen"):
-            fixed: dict[str, object] = {"num_blocks": 1, "key_size": self.head_size}
-            fixed |= {"gate_style": None} if self.variant == "textbook" else {"input_size": self.mem_size}
-            for name, value in fixed.items():
-                if getattr(self, name) != value:
-                    raise ValueError(
-                        f"{name} must be {value} for the {self.variant} variant, got {getattr(self, name)}"
-                    )
-        if self.dropout and self.variant != "r2gen":
+        for name, fixed in flags.fixed.items():
+            value = getattr(self, fixed) if isinstance(fixed, str) else fixed
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} must be {value} for the {self.variant} variant, got {getattr(self, name)}")
+        if self.dropout and not flags.drops:
             raise ValueError(f"dropout must be 0 for the {self.variant} variant, got {self.dropout}; only r2gen drops")
         # Made here and not when first asked for, since a compiled graph reads them but cannot make them.
         put("_shapes", self._parameter_shapes())
@@ -125,7 +163,7 @@ class CellSpec:
         """The simplified form: `M' = MultiHead([M; x])`, `M_t = LayerNorm(M' + FF(M'))`; no gates."""
         return cls(
             "textbook", input_size, mem_slots, head_size, num_heads,
-            forget_bias=0.0, gate_style=None, attention_mlp_layers=mlp_layers,
+            attention_mlp_layers=mlp_layers, **_FLAGS["textbook"].preset,
         )  # fmt: skip
 
     @classmethod
@@ -162,9 +200,8 @@ class CellSpec:
         num_heads = errors.positive_int("num_heads", num_heads)
         if d_model % num_heads:
             raise ValueError(f"d_model must be a multiple of num_heads ({num_heads}), got {d_model}")
-        return cls(
-            "r2gen", d_model, num_slots, d_model // num_heads, num_heads, forget_bias=0.0, dropout=dropout
-        )  # fmt: skip
+        head_size, preset = d_model // num_heads, _FLAGS["r2gen"].preset
+        return cls("r2gen", d_model, num_slots, head_size, num_heads, dropout=dropout, **preset)
 
     # -- sizes (symbols of the paper and of docs/cell.md) -------------------------------------------------------
 
@@ -204,57 +241,57 @@ class CellSpec:
         """Shape of one step's input for one batch element: `(I,)`, or `(n, I)` in matrix mode."""
         return (self.input_size,) if self.input_rows is None else (self.input_rows, self.input_size)
 
-    # -- flags: all that tells the variants apart ---------------------------------------------------------------
+    # -- flags: what the table says of the variant --------------------------------------------------------------
 
     @property
     def has_input_projection(self) -> bool:
         """Whether `u = x W_x + b_x`; otherwise the input row is x itself."""
-        return self.variant in ("sonnet", "l0sg") or (self.variant == "textbook" and self.input_size != self.mem_size)
+        return _FLAGS[self.variant].always_projects or self.input_size != self.mem_size
 
     @property
     def has_qkv_norm(self) -> bool:
         """Whether the joint query/key/value projection is layer-normalised."""
-        return self.variant in ("sonnet", "l0sg")
+        return _FLAGS[self.variant].has_qkv_norm
 
     @property
     def has_attention_norm(self) -> bool:
         """Whether a LayerNorm follows the attention residual."""
-        return self.variant in ("sonnet", "l0sg")
+        return _FLAGS[self.variant].has_attention_norm
 
     @property
     def has_mlp_norm(self) -> bool:
         """Whether a LayerNorm follows the MLP residual."""
-        return self.variant != "r2gen"
+        return _FLAGS[self.variant].has_mlp_norm
 
     @property
     def joint_norm(self) -> bool:
         """Whether LayerNorms run over all rows and features together (l0sg) instead of row by row."""
-        return self.variant == "l0sg"
+        return _FLAGS[self.variant].joint_norm
 
     @property
     def has_output_projection(self) -> bool:
         """Whether the concatenated heads pass through `W_O`."""
-        return self.variant in ("textbook", "r2gen")
+        return _FLAGS[self.variant].has_output_projection
 
     @property
     def has_attention_residual(self) -> bool:
         """Whether the attention output is added to its input."""
-        return self.variant != "textbook"
+        return _FLAGS[self.variant].has_attention_residual
 
     @property
     def mlp_ends_in_relu(self) -> bool:
         """Whether the last MLP layer, too, is followed by a ReLU."""
-        return self.variant in ("l0sg", "r2gen")
+        return _FLAGS[self.variant].mlp_ends_in_relu
 
     @property
     def tied(self) -> bool:
         """Whether all blocks share weights and one MLP layer is reused `L` times."""
-        return self.variant == "l0sg"
+        return _FLAGS[self.variant].tied
 
     @property
     def trains_gate_biases(self) -> bool:
         """Whether `forget_bias` and `input_bias` are parameters."""
-        return self.variant == "l0sg" and self.gate_style is not None
+        return _FLAGS[self.variant].trains_gate_biases and self.gate_style is not None
 
     @property
     def input_rows_live(self) -> bool:
