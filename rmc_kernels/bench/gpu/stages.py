@@ -116,7 +116,7 @@ def verification(device: Device, workload: Workload, seconds: float, listener: L
             return [Finding(kind, "not served", result.reason)]
         if result.status == "right":
             worst = max(result.comparisons.values(), key=lambda compared: compared.severity)
-            return [Finding(_name(job), "right", f"{100 * worst.severity:.0f} % of the bound")]
+            return [Finding(_name(job), "right", f"{100 * worst.severity:.0f} % of the limit")]
         tensors = "; ".join(f"{tensor}: {compared}" for tensor, compared in result.misses.items())
         detail = f"{result.reason or tensors}; {verify.reproducer(result)}"
         return [Finding(_name(job), "wrong", detail, result.trace)]
