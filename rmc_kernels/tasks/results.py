@@ -24,12 +24,13 @@ COLOURS = 48
 
 
 def read_runs(folder: Path) -> list[History]:
-    """The runs whose JSON a folder holds: by core, learning rate and seed.
+    """The runs of a folder's summary, or those whose JSON it holds: by core, learning rate and seed.
 
     Raises:
         OSError, ValueError: there is none, or one is not a record of a run, or a damaged one.
     """
-    runs = [run for path in sorted(folder.glob("*.json")) for run in summary.read(path)]
+    kept = folder / summary.NAME
+    runs = summary.read(kept) if kept.exists() else [History.read(path) for path in sorted(folder.glob("*.json"))]
     if not runs:
         raise ValueError(f"runs must be folders with the JSON of `rmc train`, got {folder}")
     order = list(CORES)

@@ -1,13 +1,15 @@
-"""Runs that a page is made from, kept small: in one file, of every run its settings, its curve and its last point.
+"""Runs that a page is made from, kept small: in one table, of every run its settings, its curve and its last point.
 
-The first run is written whole, of the others only what differs from it.
+A row a field, such as `training.seed`, and a column a run; an empty cell is a field that a run does not have. A cell is
+JSON, or a text as it is. `curve.100` is what is drawn of the run at update 100; the last point is kept whole.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,13 @@ from typing import Any
 from rmc_kernels.tasks.history import History, Point
 
 #: The file in a folder of runs.
-NAME = "runs.json"
-#: What the curve is made of, by what is drawn; the last point is kept whole.
-CURVES = {"accuracy": ("update", "accuracy"), "perplexity": ("update", "loss")}
+NAME = "runs.csv"
+#: What the curve is made of, by what is drawn.
+_DRAWN = {"accuracy": "accuracy", "perplexity": "loss"}
 #: Of a point of which only that is known.
 _UNKNOWN: dict[str, Any] = {**dict.fromkeys(("seconds", "loss", "accuracy", "cpu_seconds"), math.nan), "examples": 0}
-#: Fields whose own fields are compared one by one; every run of a summary must have the same ones.
-PARTS = ("model", "training", "options", "curve", "last")
+#: Fields that have fields of their own.
+_PARTS = ("levels", "model", "training", "options", "parts", "part_levels", "curve", "last")
 #: Significant digits: more than any table shows.
 DIGITS = 7
 
@@ -35,74 +37,73 @@ def write(runs: Sequence[History], folder: Path, curves: bool) -> Path:
         curves: whether the points before the last are kept, of which a picture is drawn.
 
     Raises:
-        ValueError: there is no run, or two of them have other fields in one of the `PARTS`.
+        ValueError: there is no run.
     """
     if not runs:
         raise ValueError("runs must hold at least one run, got none")
-    first, *others = (_plain(run, curves) for run in runs)
-    kept = {"first": first, "others": [_difference(first, other) for other in others]}
+    columns = [_flat(run, curves) for run in runs]
+    names = dict.fromkeys(name for column in columns for name in column)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["", *(f"run {number}" for number in range(1, len(runs) + 1))])
+        writer.writerows([name, *(column.get(name, "") for column in columns)] for name in names)
     return path
 
 
 def read(path: Path) -> list[History]:
-    """The runs of a file: those of a summary, or the one that `rmc train` wrote.
+    """The runs of a summary.
 
-    Of points before the last, a summary keeps only what is drawn, see `CURVES`: the rest of them is NaN, or 0 examples.
+    Of points before the last, a summary keeps only what is drawn: the rest of them is NaN, or 0 examples.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: the file holds neither, or is damaged.
+        ValueError: the file holds none, or is damaged.
     """
     try:
-        kept = json.loads(path.read_bytes())
-    except ValueError:
-        kept = None
-    if not isinstance(kept, dict) or "first" not in kept:
-        return [History.read(path)]
-    try:
-        return [_history(_merged(kept["first"], other)) for other in ({}, *kept["others"])]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        with path.open(encoding="utf-8", newline="") as file:
+            names, *columns = zip(*csv.reader(file, strict=True), strict=True)
+        if not columns:
+            raise ValueError("no run")
+        return [_history(zip(names[1:], column[1:], strict=True)) for column in columns]
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must be a summary of runs, got another file or a damaged one") from error
 
 
-def _plain(run: History, curves: bool) -> dict[str, Any]:
+def _flat(run: History, curves: bool) -> dict[str, str]:
+    """The cells of a run by name."""
     kept = asdict(run)
     points = kept.pop("points")
-    drawn = points[:-1] if curves else []
-    kept["curve"] = {name: [point[name] for point in drawn] for name in CURVES[run.measure]}
+    kept["curve"] = {str(point["update"]): point[_DRAWN[run.measure]] for point in points[:-1]} if curves else {}
     kept["last"] = points[-1]
-    return _rounded(kept)  # type: ignore[no-any-return]
+    cells: dict[str, str] = {}
+    for name, value in kept.items():
+        inner = {f"{name}.{key}": each for key, each in value.items()} if name in _PARTS else {name: value}
+        cells |= {key: _cell(each) for key, each in inner.items()}
+    return cells
 
 
-def _history(kept: dict[str, Any]) -> History:
-    curve, last = kept.pop("curve"), kept.pop("last")
-    rows = [dict(zip(curve, row, strict=True)) for row in zip(*curve.values(), strict=True)]
-    points = [Point(**{**_UNKNOWN, **row}) for row in rows]
+def _history(cells: Iterable[tuple[str, str]]) -> History:
+    kept: dict[str, Any] = {part: {} for part in _PARTS}
+    for name, cell in cells:
+        part, _, key = name.partition(".")
+        if cell:
+            (kept[part] if part in _PARTS else kept)[key or part] = _value(cell)
+    curve, last, drawn = kept.pop("curve"), kept.pop("last"), _DRAWN[kept["measure"]]
+    updates = sorted(curve, key=int)
+    points = [Point(**{**_UNKNOWN, "update": int(update), drawn: curve[update]}) for update in updates]
     return History(**kept, points=[*points, Point(**last)])
 
 
-def _difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a run is not as in the first one."""
-    found = {name: value for name, value in other.items() if value != first[name]}
-    for part in found.keys() & PARTS:
-        before, now = first[part], found[part]
-        if list(before) != list(now):
-            raise ValueError(f"runs must have the same fields of {part}, got {', '.join(before)} and {', '.join(now)}")
-        found[part] = {name: value for name, value in now.items() if value != before[name]}
-    return found
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value if value and _value(value) == value else json.dumps(value)
+    return json.dumps(float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value)
 
 
-def _merged(first: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, Any]:
-    """The first run with the difference put in."""
-    return {**first, **difference, **{part: {**first[part], **difference.get(part, {})} for part in PARTS}}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _rounded(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_rounded(each) for each in value]
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+def _value(cell: str) -> Any:
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
