@@ -11,10 +11,10 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from rmc_kernels.bench.case_run import taking_part
 from rmc_kernels.bench.cases import SUITES, Case
 from rmc_kernels.bench.contestants import RIVALS, line_up, timed
 from rmc_kernels.bench.problem import draw
-from rmc_kernels.bench.trial import taking_part
 
 
 def _identifier(name: str) -> str:

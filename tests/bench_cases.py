@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rmc_kernels.bench import ceilings, memory, trial
+from rmc_kernels.bench import case_run, ceilings, memory
 from rmc_kernels.bench.cases import SUITES, Case, Group
 from rmc_kernels.bench.ceilings import Ceilings
 from rmc_kernels.bench.contestants import Contestant, line_up
@@ -62,4 +62,4 @@ def run_small(monkeypatch: pytest.MonkeyPatch, *extra: Contestant, case: Case = 
     monkeypatch.setattr(ceilings, "read", lambda threads, weight_bytes: QUIET)
     group = Group((case,), (), BRIEF, fewest_rounds=2)
     with memory.Meter("cpu") as meter:
-        return trial.run_case(case, group, [], "cpu", 0.0, meter, lambda share: None)
+        return case_run.run_case(case, group, [], "cpu", 0.0, meter, lambda share: None)

@@ -20,7 +20,7 @@ constexpr size_t kKeep = size_t{64} << 20;  // bytes of a block that a thread ma
 constexpr int kKinds = TaskScratch::kOperands + 1;
 
 // A block without an owner.
-struct Kept {
+struct Spare {
   void* data = nullptr;
   size_t capacity = 0;
 
@@ -28,16 +28,16 @@ struct Kept {
     std::free(std::exchange(data, block));
     capacity = size;
   }
-  ~Kept() { std::free(data); }
+  ~Spare() { std::free(data); }
 };
 
-thread_local Kept kept[kKinds];
+thread_local Spare spares[kKinds];
 
 }  // namespace
 
 ScratchBlock::ScratchBlock(int kind, size_t size) : kind_(kind), size_(size) {
   if (!size) return;
-  Kept& spare = kept[kind];
+  Spare& spare = spares[kind];
   if (spare.capacity >= size) {
     data_ = std::exchange(spare.data, nullptr);
     capacity_ = std::exchange(spare.capacity, 0);
@@ -55,7 +55,7 @@ ScratchBlock::ScratchBlock(int kind, size_t size) : kind_(kind), size_(size) {
 }
 
 ScratchBlock::~ScratchBlock() {
-  Kept& spare = kept[kind_];
+  Spare& spare = spares[kind_];
   if (capacity_ <= kKeep && capacity_ > spare.capacity) {
     spare.keep(data_, capacity_);
   } else {

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rmc_kernels import backends
 from rmc_kernels.bench import compare as comparison
-from rmc_kernels.bench import profiling, report, summary, uses
+from rmc_kernels.bench import profiling, report, summary, use_cases
 from rmc_kernels.bench.cases import SUITES, Case
 from rmc_kernels.bench.contestants import RIVALS
 from rmc_kernels.bench.gpu import report as gpu
@@ -138,25 +138,27 @@ def write_report(
 
 @bench.command(name="uses")
 def time_uses(
-    names: Annotated[list[str] | None, typer.Argument(help=f"Of: {', '.join(uses.USES)}; all without.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help=f"Of: {', '.join(use_cases.USE_CASES)}; all without.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="For each case.")] = 3.0,
     out: Annotated[Path | None, typer.Option(help="PATH.csv or PATH.json to write.")] = None,
     document: Annotated[Path | None, typer.Option(help="Markdown file with <!-- uses -->.", exists=True)] = None,
 ) -> None:
     """Time half types, one step at a time, a step of training, and another process on a core."""
     for name in names or ():
-        if name not in uses.USES:
-            raise typer.BadParameter(f"names takes some of {', '.join(uses.USES)}; got {name!r}")
+        if name not in use_cases.USE_CASES:
+            raise typer.BadParameter(f"names takes some of {', '.join(use_cases.USE_CASES)}; got {name!r}")
     console, figures = Console(), []
-    for name in names or uses.USES:
-        console.print(f"timing: {uses.USES[name].title}")
-        figures += uses.USES[name].figures(seconds)
-    console.print(uses.markdown(figures), markup=False, highlight=False)
+    for name in names or use_cases.USE_CASES:
+        console.print(f"timing: {use_cases.USE_CASES[name].title}")
+        figures += use_cases.USE_CASES[name].figures(seconds)
+    console.print(use_cases.markdown(figures), markup=False, highlight=False)
     if out is not None:
-        written = uses.as_csv(figures) if out.suffix == ".csv" else uses.as_json(figures)
+        written = use_cases.as_csv(figures) if out.suffix == ".csv" else use_cases.as_json(figures)
         out.write_text(written, encoding="utf-8")
     if document is not None:
-        document.write_text(uses.within(document.read_text(encoding="utf-8"), figures), encoding="utf-8")
+        document.write_text(use_cases.within(document.read_text(encoding="utf-8"), figures), encoding="utf-8")
 
 
 def read(path: Path) -> SuiteResult:

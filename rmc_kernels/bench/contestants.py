@@ -22,7 +22,7 @@ SAVED, RECOMPUTED = 3, 4
 Run = Callable[[], tuple[Tensor, ...]]
 
 
-class Bound(NamedTuple):
+class Prepared(NamedTuple):
     """A contestant on the tensors of one problem.
 
     Attributes:
@@ -52,7 +52,7 @@ class Contestant:
     """
 
     name: str
-    bind: Callable[[Problem], Bound]
+    bind: Callable[[Problem], Prepared]
     threads: int
     flops: int
     parameters: int
@@ -61,17 +61,17 @@ class Contestant:
     note: str = ""
 
 
-def timed(bound: Bound, mode: Mode) -> Run:
+def timed(prepared: Prepared, mode: Mode) -> Run:
     """What is timed, and checked: the output, and in the mode with backward the gradients of all leaves."""
-    leaves = list(bound.leaves.values())
+    leaves = list(prepared.leaves.values())
 
     def forward() -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return (bound.forward(),)
+            return (prepared.forward(),)
 
     def forward_backward() -> tuple[Tensor, ...]:
-        output = bound.forward()
-        return (output, *torch.autograd.grad(output, leaves, bound.grad))
+        output = prepared.forward()
+        return (output, *torch.autograd.grad(output, leaves, prepared.grad))
 
     return forward if mode == "forward" else forward_backward
 
@@ -116,27 +116,27 @@ def line_up(
     return found
 
 
-def bind_reference(problem: Problem) -> Bound:
+def bind_reference(problem: Problem) -> Prepared:
     """The definition: what parity is measured against."""
     x, params, leaves = _leaves(problem)
-    return Bound(
+    return Prepared(
         lambda: reference.unroll(x, problem.memory, params, problem.spec)[0].flatten(2), leaves, problem.grad
     )  # fmt: skip
 
 
-def bind_eager(problem: Problem, step: eager.Step | None = None) -> Bound:
+def bind_eager(problem: Problem, step: eager.Step | None = None) -> Prepared:
     """The frozen eager loop; its memory is in the dtype of x."""
     x, params, leaves = _leaves(problem)
     memory = problem.memory.to(x.dtype)
-    return Bound(lambda: eager.unroll(x, memory, params, problem.spec, step).flatten(2), leaves, problem.grad)
+    return Prepared(lambda: eager.unroll(x, memory, params, problem.spec, step).flatten(2), leaves, problem.grad)
 
 
-def bind_compiled(problem: Problem) -> Bound:
+def bind_compiled(problem: Problem) -> Prepared:
     """The frozen eager loop with its step compiled."""
     return bind_eager(problem, eager.compiled_step())
 
 
-def bind_graphed(problem: Problem) -> Bound:
+def bind_graphed(problem: Problem) -> Prepared:
     """The frozen eager loop in CUDA graphs, one forward and one backward; what it hoists runs before them.
 
     Raises:
@@ -157,20 +157,20 @@ def bind_graphed(problem: Problem) -> Bound:
     sample = tuple(t.detach().requires_grad_() for t in eager.hoist(x, params, spec))
     arguments = (*sample, *params.values())
     graphed: Any = torch.cuda.make_graphed_callables(loop, arguments, allow_unused_input=True)
-    return Bound(lambda: graphed(*eager.hoist(x, params, spec), *params.values()), leaves, problem.grad)
+    return Prepared(lambda: graphed(*eager.hoist(x, params, spec), *params.values()), leaves, problem.grad)
 
 
-def _bind_layer(backend: str, recompute: str) -> Callable[[Problem], Bound]:
+def _bind_layer(backend: str, recompute: str) -> Callable[[Problem], Prepared]:
     """This package as users call it: through the layer."""
 
-    def bind(problem: Problem) -> Bound:
+    def bind(problem: Problem) -> Prepared:
         x = problem.x.clone().requires_grad_()
         layer = RelationalMemory.from_spec(
             problem.spec, backend=backend, recompute=recompute, device=x.device, dtype=x.dtype
         )
         layer.load_state_dict(problem.params)
         leaves = {"x": x, **dict(layer.named_parameters())}
-        return Bound(lambda: layer(x, problem.memory)[0], leaves, problem.grad)
+        return Prepared(lambda: layer(x, problem.memory)[0], leaves, problem.grad)
 
     return bind
 
@@ -185,11 +185,11 @@ def _other_model(name: str, case: Case, at_width: bool) -> Contestant:
     """Another model with about as many parameters as the cell, or as wide as one of its slots."""
     model = models.model(name, case, at_width=at_width)
 
-    def bind(problem: Problem) -> Bound:
+    def bind(problem: Problem) -> Prepared:
         x = problem.x.clone().requires_grad_()
         module = model.build().to(x.device, x.dtype)
         grad = x.new_ones(*x.shape[:2], model.features)
-        return Bound(lambda: module(x), {"x": x, **dict(module.named_parameters())}, grad)
+        return Prepared(lambda: module(x), {"x": x, **dict(module.named_parameters())}, grad)
 
     return Contestant(
         f"{name} at D" if at_width else name,

@@ -14,7 +14,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from rmc_kernels.bench.cases import Case, Mode
-from rmc_kernels.bench.contestants import Bound, bind_reference, timed
+from rmc_kernels.bench.contestants import Prepared, bind_reference, timed
 from rmc_kernels.bench.problem import Problem, draw
 from rmc_kernels.verify import Comparison, Errors
 
@@ -31,7 +31,7 @@ class Verdict:
 
     Attributes:
         ok: whether every tensor is within the criterion.
-        severity: share of the bound that the worst tensor uses; 1 is the limit.
+        severity: share of the limit that the worst tensor uses; 1 is the limit.
         worst: that tensor and its errors.
     """
 
@@ -40,7 +40,7 @@ class Verdict:
     worst: str
 
 
-def check(bind: Callable[[Problem], Bound], case: Case, device: str = "cpu") -> Verdict:
+def check(bind: Callable[[Problem], Prepared], case: Case, device: str = "cpu") -> Verdict:
     """Hold every tensor that a contestant computes for `case` to the criterion.
 
     Args:
@@ -69,10 +69,10 @@ def _yardstick(case: Case, seed: int, device: str) -> tuple[dict[str, Tensor], d
     return exact, _errors(_results(bind_reference, problem, case.mode), exact)
 
 
-def _results(bind: Callable[[Problem], Bound], problem: Problem, mode: Mode) -> dict[str, Tensor]:
-    bound = bind(problem)
-    names = ("memories", *(f"gradient of {name}" for name in bound.leaves))
-    tensors = (tensor.detach() for tensor in timed(bound, mode)())
+def _results(bind: Callable[[Problem], Prepared], problem: Problem, mode: Mode) -> dict[str, Tensor]:
+    prepared = bind(problem)
+    names = ("memories", *(f"gradient of {name}" for name in prepared.leaves))
+    tensors = (tensor.detach() for tensor in timed(prepared, mode)())
     return dict(zip(names, tensors, strict=False))  # forward alone gives the memories alone
 
 

@@ -14,10 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rmc_kernels.bench import contention, machine, memory, plots, table
+from rmc_kernels.bench.case_run import run_case, taking_part
 from rmc_kernels.bench.cases import SUITES, Case
-from rmc_kernels.bench.pace import Pace
 from rmc_kernels.bench.record import CaseResult
-from rmc_kernels.bench.trial import run_case, taking_part
+from rmc_kernels.bench.time_budget import TimeBudget
 
 SCHEMA = 1
 
@@ -126,7 +126,7 @@ def run_suite(
     start, about = time.perf_counter(), machine.describe(device)
     names, absent = taking_part(backend, [case for case, _ in chosen], device)
     results: dict[Case, CaseResult] = {}
-    pace = Pace([group.seconds for _, group in chosen], suite.limit)
+    pace = TimeBudget([group.seconds for _, group in chosen], suite.limit)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, auto_refresh=False) as progress, memory.Meter(device) as meter:
         task = progress.add_task("", total=len(chosen))

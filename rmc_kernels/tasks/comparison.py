@@ -132,8 +132,8 @@ def _check(job: Job) -> None:
     """
     if job.checkpoint is None:
         return
-    kept = checkpoint_to_resume(job.checkpoint, settings(job.task, job.model, job.training))
-    for point in kept["points"][1:] if kept else []:
+    loaded = checkpoint_to_resume(job.checkpoint, settings(job.task, job.model, job.training))
+    for point in loaded["points"][1:] if loaded else []:
         update, got, wanted = point["update"], point["learning_rate"], job.training.rate(point["update"])
         if not math.isclose(got, wanted, rel_tol=1e-9):
             raise ValueError(

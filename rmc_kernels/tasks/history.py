@@ -112,13 +112,13 @@ class History:
         Raises:
             OSError: the disk is full or refuses a file. The old one is as it was.
         """
-        kept = asdict(self)
+        record = asdict(self)
         rows = io.StringIO(newline="")
         writer = csv.DictWriter(rows, [column.name for column in fields(Point)])
         writer.writeheader()
-        writer.writerows(kept["points"])
+        writer.writerows(record["points"])
         paths = [folder / f"{name}.json", folder / f"{name}.csv"]
-        texts = [json.dumps({**kept, "sha256": _digest(kept)}, indent=1) + "\n", rows.getvalue()]
+        texts = [json.dumps({**record, "sha256": _digest(record)}, indent=1) + "\n", rows.getvalue()]
         for path, text in zip(paths, texts, strict=True):
             with replacing(path) as file:
                 file.write(text.encode())
@@ -133,9 +133,9 @@ class History:
             ValueError: it is no such file, or is no longer what was written.
         """
         try:
-            kept = json.loads(path.read_bytes())
-            damaged = kept.pop("sha256", None) not in (None, _digest(kept))
-            history = cls(**{**kept, "points": [Point(**point) for point in kept["points"]]})
+            record = json.loads(path.read_bytes())
+            damaged = record.pop("sha256", None) not in (None, _digest(record))
+            history = cls(**{**record, "points": [Point(**point) for point in record["points"]]})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} must be a record of `rmc train`, got another file or a damaged one") from error
         if damaged:
@@ -143,6 +143,6 @@ class History:
         return history
 
 
-def _digest(kept: Mapping[str, Any]) -> str:
+def _digest(record: Mapping[str, Any]) -> str:
     """The SHA-256 of a history's fields."""
-    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()

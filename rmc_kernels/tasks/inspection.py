@@ -82,12 +82,12 @@ def inspect(
 ) -> None:
     """Draw the attention between the slots of a trained RMC over the steps of a held-out sequence."""
     with one_line(*REFUSALS):
-        task, model, kept = trained(checkpoint)
+        task, model, loaded = trained(checkpoint)
         batch = example(task, number)
         weights = attention(model, batch.inputs)
         given, right = answers(task, model, batch)
         captions = [_wrapped(caption) for caption in task.captions(batch, 0)]
-        title = f"{task.title}, after {kept['update']:,} updates\nit answers {given}, right is {right}"
+        title = f"{task.title}, after {loaded['update']:,} updates\nit answers {given}, right is {right}"
         draw(weights[-last:], captions[-last:], title, out)
     typer.echo(f"wrote {out}")
 

@@ -25,11 +25,11 @@ def trained(path: Path) -> tuple[Task, SequenceModel, dict[str, Any]]:
     Raises:
         FileNotFoundError, ValueError: there is no such checkpoint, or its text has changed.
     """
-    kept = read_checkpoint(path)
-    options = dict(kept["what"]["options"])
+    loaded = read_checkpoint(path)
+    options = dict(loaded["what"]["options"])
     task: Task = TASKS[options.pop("name")](**options)
-    if list(task.vocabulary) != kept["vocabulary"]:
+    if list(task.vocabulary) != loaded["vocabulary"]:
         raise ValueError(f"{path} must be of the text that it was trained on, which has changed since")
-    model = task.model(ModelConfig(**kept["what"]["model"]))
-    model.load_state_dict(kept["model"])
-    return task, model.eval(), kept
+    model = task.model(ModelConfig(**loaded["what"]["model"]))
+    model.load_state_dict(loaded["model"])
+    return task, model.eval(), loaded

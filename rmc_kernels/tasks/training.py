@@ -291,25 +291,25 @@ class Trainer:
         if self.checkpoint is not None and self.rank == 0:
             self.history.write(self.checkpoint.parent, self.checkpoint.stem)
 
-    def _load(self, kept: Mapping[str, Any]) -> None:
-        if kept["vocabulary"] != list(self.task.vocabulary):
+    def _load(self, loaded: Mapping[str, Any]) -> None:
+        if loaded["vocabulary"] != list(self.task.vocabulary):
             raise ValueError(f"{self.checkpoint} must be of the text that it was trained on, which has changed since")
-        if len(kept["processes"]) != self.world:
+        if len(loaded["processes"]) != self.world:
             raise ValueError(
-                f"{self.checkpoint} must be resumed by {len(kept['processes'])} processes, as it was trained by, "
+                f"{self.checkpoint} must be resumed by {len(loaded['processes'])} processes, as it was trained by, "
                 f"got {self.world}"
             )
-        self.model.load_state_dict(kept["model"])
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.source.load_state_dict(kept["source"])
-        own = kept["processes"][self.rank]
+        self.model.load_state_dict(loaded["model"])
+        self.optimizer.load_state_dict(loaded["optimizer"])
+        self.source.load_state_dict(loaded["source"])
+        own = loaded["processes"][self.rank]
         self.state, self.random, self._losses = _to(own["state"], self.config.device), own["random"], own["losses"]
-        self.update, self.examples, self.tokens = kept["update"], kept["examples"], kept["tokens"]
+        self.update, self.examples, self.tokens = loaded["update"], loaded["examples"], loaded["tokens"]
         self.saved = self.update
-        self.history.points, self.history.parts = [Point(**point) for point in kept["points"]], dict(kept["parts"])
+        self.history.points, self.history.parts = [Point(**point) for point in loaded["points"]], dict(loaded["parts"])
         self._earlier, self._earlier_cpu = self.history.final.seconds, self.history.final.cpu_seconds
-        made_by = MadeBy(**kept["made_by"]) if "made_by" in kept else self._made_by  # version 1 has none
-        self._describe(kept["what"]["training"], made_by)
+        made_by = MadeBy(**loaded["made_by"]) if "made_by" in loaded else self._made_by  # version 1 has none
+        self._describe(loaded["what"]["training"], made_by)
 
     def _go_on(self) -> None:
         """From here on it is this training's run, whose curve has no point where a shorter run ended.
@@ -372,17 +372,17 @@ def checkpoint_to_resume(checkpoint: Path, wanted: Settings) -> dict[str, Any] |
                 "another --out"
             )
         return None
-    kept = read_checkpoint(checkpoint)
+    loaded = read_checkpoint(checkpoint)
     for kind, fields in wanted.items():
         for name, value in fields.items():
-            before = kept["what"][kind].get(name)
+            before = loaded["what"][kind].get(name)
             if before != value and not (kind == "training" and name in MAY_CHANGE):
                 name = "task" if name == "name" else name
                 raise ValueError(f"{name} must be {before!r} to go on from {checkpoint}, got {value!r}")
     updates = wanted["training"]["updates"]
-    if kept["update"] > updates:
-        raise ValueError(f"updates must be at least {kept['update']}, which {checkpoint} has made, got {updates}")
-    return kept
+    if loaded["update"] > updates:
+        raise ValueError(f"updates must be at least {loaded['update']}, which {checkpoint} has made, got {updates}")
+    return loaded
 
 
 def _names(paths: list[Path]) -> str:

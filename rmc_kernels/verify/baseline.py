@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rmc_kernels.verify import relu
-from rmc_kernels.verify.bounds import Errors
 from rmc_kernels.verify.cases import Case
 from rmc_kernels.verify.draws import Draw, by_eager, draw, evaluate
+from rmc_kernels.verify.limits import Errors
 from rmc_kernels.verify.probe import Probe
 
 # How much is pooled before a ratio of errors is judged. Of two implementations of equal quality, the one exceeds twice

@@ -16,9 +16,9 @@ from rmc_kernels import backends
 from rmc_kernels.errors import in_short
 from rmc_kernels.verify import relu
 from rmc_kernels.verify.baseline import Baseline, baselines, draws_to_be_sure, one_thread
-from rmc_kernels.verify.bounds import Comparison, Errors
 from rmc_kernels.verify.cases import Case
 from rmc_kernels.verify.draws import by_backend, evaluate
+from rmc_kernels.verify.limits import Comparison, Errors
 
 Status = Literal["right", "miss", "not served"]
 
@@ -30,7 +30,7 @@ class CaseResult:
     Attributes:
         case, backend, device, seed: what was verified; they reproduce it.
         status: "right", "miss" or "not served".
-        reason: why it was not served, or what went wrong other than an error beyond the bound.
+        reason: why it was not served, or what went wrong other than an error beyond the limit.
         draws: how many draws were pooled.
         comparisons: tensor name -> its errors beside the eager ones.
         flips: the ReLU inputs within rounding of 0 that were shown to be on the other side, one line each.
@@ -50,7 +50,7 @@ class CaseResult:
 
     @property
     def misses(self) -> dict[str, Comparison]:
-        """The tensors past the bound, worst first."""
+        """The tensors past the limit, worst first."""
         past = [(name, found) for name, found in self.comparisons.items() if not found.ok]
         return dict(sorted(past, key=lambda item: -item[1].severity))
 
@@ -136,8 +136,8 @@ def _explain(
 ) -> tuple[dict[str, Comparison], tuple[str, ...]] | None:
     """The comparisons with ReLU inputs flipped in float64, and the flips; None where flips are not the reason.
 
-    The draws are taken worst first, and each has to come nearer to the bound by its flips, until the pooled criterion
-    holds. An output past the bound is never explained: it is continuous in a ReLU's input.
+    The draws are taken worst first, and each has to come nearer to the limit by its flips, until the pooled criterion
+    holds. An output past the limit is never explained: it is continuous in a ReLU's input.
     """
     if any(not found.ok for name, found in _compare(_pool(errors), eager).items() if not name.startswith("gradient")):
         return None
@@ -160,7 +160,7 @@ def _explain(
 
 
 def _flips(results: Mapping[str, Tensor], base: Baseline, eager: Mapping[str, Errors]) -> tuple[relu.Flip, ...] | None:
-    """The ReLU inputs of one draw that, on the other side of 0, bring it nearest to the bound; None if none does."""
+    """The ReLU inputs of one draw that, on the other side of 0, bring it nearest to the limit; None if none does."""
 
     def under(flips: tuple[relu.Flip, ...]) -> dict[str, Comparison]:
         return _compare(base.errors(results, flips), eager)

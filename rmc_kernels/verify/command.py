@@ -14,10 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rmc_kernels.info import facts
-from rmc_kernels.verify.bounds import LARGEST_FACTOR, RMS_FACTOR, Comparison
 from rmc_kernels.verify.cases import Case
 from rmc_kernels.verify.check import CaseResult
 from rmc_kernels.verify.histogram import BINS, Histogram, edges, histograms
+from rmc_kernels.verify.limits import LARGEST_FACTOR, RMS_FACTOR, Comparison
 from rmc_kernels.verify.report import Report, reproducer
 from rmc_kernels.verify.runner import Progress as OnResult
 from rmc_kernels.verify.runner import run
@@ -38,7 +38,7 @@ def verify(
     time_budget: Annotated[float, typer.Option(help="Seconds: the cases of --quick, then random ones.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the draws and of the random cases.")] = 0,
     case: Annotated[Optional[str], typer.Option(help="Verify this one case, as a miss prints it.")] = None,  # noqa: UP045
-    histogram: Annotated[bool, typer.Option("--histogram", help="Show how errors are spread below the bound.")] = False,
+    histogram: Annotated[bool, typer.Option("--histogram", help="Show how errors are spread below the limit.")] = False,
     json_path: Annotated[Optional[Path], typer.Option("--json", help="Write every result there.")] = None,  # noqa: UP045
 ) -> None:
     """Verify every backend against float64: outputs and every gradient.

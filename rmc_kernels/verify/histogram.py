@@ -1,4 +1,4 @@
-"""How errors are spread below the bound: a histogram of all tensors' ratios, per backend and dtype."""
+"""How errors are spread below the limit: a histogram of all tensors' ratios, per backend and dtype."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from rmc_kernels.verify.bounds import LARGEST_FACTOR, RMS_FACTOR
 from rmc_kernels.verify.check import CaseResult
+from rmc_kernels.verify.limits import LARGEST_FACTOR, RMS_FACTOR
 
 #: Bins below the limit, all of one width; what is past it is in one more.
 BINS = 8

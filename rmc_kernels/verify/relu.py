@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rmc_kernels.spec import CellSpec
-from rmc_kernels.verify.bounds import LARGEST_FACTOR
+from rmc_kernels.verify.limits import LARGEST_FACTOR
 
 #: Inputs that are tried in one draw, the nearest to 0 first, and how many of them may explain it together.
 MAX_CANDIDATES = 32
@@ -69,7 +69,7 @@ def search(
 ) -> tuple[Flip, ...] | None:
     """The possible flips, at most `MAX_FLIPS`, that bring a draw nearest to right; None where none brings it nearer.
 
-    Whether that is enough is for the criterion to say, over all draws: by itself an honest draw may be past the bound.
+    Whether that is enough is for the criterion to say, over all draws: by itself an honest draw may be past the limit.
 
     Args:
         possible: from `candidates`.

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rmc_kernels.verify.bounds import Comparison
 from rmc_kernels.verify.check import CaseResult
 from rmc_kernels.verify.histogram import histograms
+from rmc_kernels.verify.limits import Comparison
 
 
 @dataclass(frozen=True)

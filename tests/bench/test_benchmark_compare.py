@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from rmc_kernels import CellSpec
 from rmc_kernels.backends import BACKENDS, Call
 from rmc_kernels.backends.reference import ReferenceBackend
-from rmc_kernels.bench import ceilings, command, machine, markdown, profiling, report, summary, timing, trial
+from rmc_kernels.bench import case_run, ceilings, command, machine, markdown, profiling, report, summary, timing
 from rmc_kernels.bench.cases import SUITES, Case, Group, Suite
 from rmc_kernels.bench.command import bench
 from rmc_kernels.bench.compare import Change, compare, interval
@@ -159,7 +159,7 @@ def test_a_slowed_backend_is_flagged_from_run_to_verdict(monkeypatch: pytest.Mon
     cut = Suite((Group((SMALL, SMALL_TRAINING), ("eager",), BRIEF),), 60)
     monkeypatch.setitem(SUITES, "demo", cut)
     monkeypatch.setattr(ceilings, "available", lambda: False)
-    monkeypatch.setattr(trial, "clock_for", lambda device, threads: ("work", by_work))
+    monkeypatch.setattr(case_run, "clock_for", lambda device, threads: ("work", by_work))
 
     def measured(times: int) -> SuiteResult:
         monkeypatch.setitem(BACKENDS, "cpu", Working(times))

@@ -13,10 +13,10 @@ import pytest
 from rmc_kernels.bench import growth, memory, plots, roofline
 from rmc_kernels.bench.cases import BASE, MODELS, SUITES, Case, around
 from rmc_kernels.bench.contestants import YARDSTICK, line_up
-from rmc_kernels.bench.pace import LEAST, Pace
 from rmc_kernels.bench.palette import LOOKS, looks
 from rmc_kernels.bench.record import CaseResult, Figure
 from rmc_kernels.bench.scaling import curves, slope
+from rmc_kernels.bench.time_budget import LEAST, TimeBudget
 from tests.bench_cases import SMALL, SMALL_TRAINING, figure
 
 
@@ -135,10 +135,10 @@ def test_whose_memory_is_measured() -> None:
 # -- pace --------------------------------------------------------------------------------------------------------------
 
 
-def run_at_pace(wanted: Sequence[float], limit: float, besides: float) -> tuple[list[float], float]:
+def run_within(wanted: Sequence[float], limit: float, besides: float) -> tuple[list[float], float]:
     """What each case is given where it costs `besides` times what it wanted on top; and the time of all."""
     clock = [0.0]
-    pace = Pace(wanted, limit, now=lambda: clock[0])
+    pace = TimeBudget(wanted, limit, now=lambda: clock[0])
     given = []
     for number, seconds in enumerate(wanted):
         given.append(pace.allowance(number))
@@ -147,19 +147,19 @@ def run_at_pace(wanted: Sequence[float], limit: float, besides: float) -> tuple[
 
 
 def test_a_suite_in_time_is_given_what_it_wants() -> None:
-    given, total = run_at_pace([10.0, 5.0, 5.0], 40.0, besides=0.9)
+    given, total = run_within([10.0, 5.0, 5.0], 40.0, besides=0.9)
     assert given == [10.0, 5.0, 5.0]
     assert total == pytest.approx(38)
 
 
 def test_a_suite_on_a_busy_machine_ends_in_time() -> None:
-    given, total = run_at_pace([5.0] * 16 + [1.0] * 16, 200.0, besides=1.5)
+    given, total = run_within([5.0] * 16 + [1.0] * 16, 200.0, besides=1.5)
     assert total == pytest.approx(200, rel=0.02)
     assert min(given[1:16]) == pytest.approx(max(given[1:16]))
 
 
 def test_no_case_is_left_out() -> None:
-    given, _ = run_at_pace([5.0] * 4, 10.0, besides=9.0)
+    given, _ = run_within([5.0] * 4, 10.0, besides=9.0)
     assert given[1:] == [LEAST] * 3
 
 

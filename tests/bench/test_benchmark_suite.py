@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from rmc_kernels import backends
-from rmc_kernels.bench import ceilings, contention, machine, parity, plots, suite, timing, trial
+from rmc_kernels.bench import case_run, ceilings, contention, machine, parity, plots, suite, timing
 from rmc_kernels.bench.cases import SUITES, Case, Group, Suite
 from rmc_kernels.bench.ceilings import Ceilings
 from rmc_kernels.bench.command import bench
@@ -288,14 +288,14 @@ def test_no_gpu_is_said(app: typer.Typer) -> None:
 
 
 def test_who_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    names, absent = trial.taking_part("reference", [SMALL], "cpu")
+    names, absent = case_run.taking_part("reference", [SMALL], "cpu")
     assert (names, absent) == (["reference"], {})
     for backend in backends.BACKENDS.values():
         if backend.name != "reference":
             monkeypatch.setattr(backend, "unavailable", lambda: "not built")
-    names, absent = trial.taking_part("all", [SMALL], "cpu")
+    names, absent = case_run.taking_part("all", [SMALL], "cpu")
     assert names == ["reference"]
     assert absent["cpu"] == "not built"
-    assert trial.taking_part("cpu", [SMALL], "cpu") == ([], {"cpu": "not built"})
+    assert case_run.taking_part("cpu", [SMALL], "cpu") == ([], {"cpu": "not built"})
     with pytest.raises(ValueError, match="backend takes one of"):
-        trial.taking_part("cobol", [SMALL], "cpu")
+        case_run.taking_part("cobol", [SMALL], "cpu")

@@ -14,8 +14,8 @@ from rmc_kernels.bench import eager, machine, models, parity
 from rmc_kernels.bench.cases import SPEED_TABLE, SUITES, Case
 from rmc_kernels.bench.contestants import (
     RIVALS,
-    Bound,
     Contestant,
+    Prepared,
     bind_eager,
     line_up,
     timed,
@@ -177,11 +177,11 @@ def test_every_case_is_buildable(case: Case) -> None:
 def test_every_contestant_runs(case: Case) -> None:
     problem = draw(case)
     for contestant in line_up(case, ["eager", *models.NAMES], ["reference"], saved=True, at_width=True):
-        bound = contestant.bind(problem)
-        results = timed(bound, case.mode)()
+        prepared = contestant.bind(problem)
+        results = timed(prepared, case.mode)()
         assert results[0].shape[:2] == (case.batch_size, case.steps)
-        assert len(results) == (1 if case.mode == "forward" else 1 + len(bound.leaves))
-        assert "x" in bound.leaves
+        assert len(results) == (1 if case.mode == "forward" else 1 + len(prepared.leaves))
+        assert "x" in prepared.leaves
 
 
 def test_flops_follow_the_mode() -> None:
@@ -232,16 +232,16 @@ def test_the_yardstick_is_green(case: Case) -> None:
     assert verdict.ok, verdict.worst
 
 
-def spoiled(tensor: str) -> Callable[[Problem], Bound]:
+def spoiled(tensor: str) -> Callable[[Problem], Prepared]:
     """The eager loop with one result wrong by a few times its rounding."""
 
-    def bind(problem: Problem) -> Bound:
-        bound = bind_eager(problem)
+    def bind(problem: Problem) -> Prepared:
+        prepared = bind_eager(problem)
         if tensor == "memories":
-            return bound._replace(forward=lambda: bound.forward() * (1 + 3e-6))
-        leaf: Any = bound.leaves[tensor]
+            return prepared._replace(forward=lambda: prepared.forward() * (1 + 3e-6))
+        leaf: Any = prepared.leaves[tensor]
         leaf.register_hook(lambda grad: grad * (1 + 3e-5))
-        return bound
+        return prepared
 
     return bind
 
@@ -254,7 +254,7 @@ def test_a_wrong_tensor_is_red(tensor: str) -> None:
     assert tensor in verdict.worst or tensor == "memories"
 
 
-def raising(problem: Problem) -> Bound:
+def raising(problem: Problem) -> Prepared:
     raise RuntimeError("no such instruction\nand a long story")
 
 

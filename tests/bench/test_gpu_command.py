@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import backends
-from rmc_kernels.bench import contestants, parity, trial
+from rmc_kernels.bench import case_run, contestants, parity
 from rmc_kernels.bench.cases import Group
 from rmc_kernels.bench.contestants import RIVALS
-from rmc_kernels.bench.gpu import apart, device, report, runtime, stages
+from rmc_kernels.bench.gpu import device, isolated_process, report, runtime, stages
 from rmc_kernels.bench.gpu.command import main
 from rmc_kernels.bench.gpu.device import Call, Results
-from rmc_kernels.bench.gpu.plan import Plan, full, tiny
+from rmc_kernels.bench.gpu.workload import Workload, full, tiny
 from rmc_kernels.spec import VARIANTS
 from rmc_kernels.verify import baseline
 from rmc_kernels.verify.cases import DTYPES
@@ -56,10 +56,10 @@ def _report(out: Path) -> tuple[dict[str, Any], str]:
 def test_every_stage_in_the_simulator(tmp_path: Path) -> None:
     from tools.simulate.simulated import simulated
 
-    plan = tiny(["eager", "graph", "lstm"])
+    workload = tiny(["eager", "graph", "lstm"])
     fewest = dict.fromkeys(baseline.FEWEST_DRAWS, 4)
     with simulated("sm_80") as reports, patch.object(baseline, "FEWEST_DRAWS", fewest):
-        assert main(["--out", str(tmp_path), "--seconds", "1e6"], Simulated("sm_80"), plan) == 0
+        assert main(["--out", str(tmp_path), "--seconds", "1e6"], Simulated("sm_80"), workload) == 0
     assert len(reports) > 100
     assert not [race for found in reports for race in found.races]
     data, text = _report(tmp_path)
@@ -80,7 +80,7 @@ def test_every_stage_in_the_simulator(tmp_path: Path) -> None:
 # -- what is wrong is told ---------------------------------------------------------------------------------------------
 
 
-class Plain(Simulated):
+class CpuDevice(Simulated):
     """The C++ backend in place of a GPU: what is wrong with a backend is wrong here."""
 
     backend = "cpu"
@@ -89,12 +89,12 @@ class Plain(Simulated):
         super().__init__("nothing")
 
 
-def _plan() -> Plan:
+def _workload() -> Workload:
     return tiny(["eager"])
 
 
 def _looks(place: device.Device) -> dict[str, str]:
-    found = runtime.look_at(place, 2, _plan().subjects[0])
+    found = runtime.look_at(place, 2, _workload().subjects[0])
     return {name: status for name, status, *_ in found if status != "not served"}
 
 
@@ -110,7 +110,7 @@ def _changed(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor, int], Te
 
 
 def test_what_is_right_passes() -> None:
-    assert _looks(Plain()) == dict.fromkeys(LOOKS, "right")
+    assert _looks(CpuDevice()) == dict.fromkeys(LOOKS, "right")
 
 
 def test_one_bit_in_one_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_one_bit_in_one_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         return memories
 
     _changed(monkeypatch, change)
-    assert [name for name, status in _looks(Plain()).items() if status == "wrong"] == [LOOKS[0]]
+    assert [name for name, status in _looks(CpuDevice()).items() if status == "wrong"] == [LOOKS[0]]
 
 
 def test_memory_that_was_never_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,15 +131,15 @@ def test_memory_that_was_never_written_is_told(monkeypatch: pytest.MonkeyPatch) 
         return memories + torch.where(stale.isnan().all(), stale, 0)
 
     _changed(monkeypatch, change)
-    assert [name for name, status in _looks(Plain()).items() if status == "wrong"] == [LOOKS[1]]
+    assert [name for name, status in _looks(CpuDevice()).items() if status == "wrong"] == [LOOKS[1]]
 
 
-class Stale(Plain):
+class Stale(CpuDevice):
     def capture(self, call: Call) -> tuple[Results, Callable[[], None]]:
         return call(), lambda: None
 
 
-class Frozen(Plain):
+class Frozen(CpuDevice):
     """A graph that has kept what x was."""
 
     def capture(self, call: Call) -> tuple[Results, Callable[[], None]]:
@@ -153,14 +153,14 @@ class Frozen(Plain):
         return results, replay
 
 
-class Early(Plain):
+class Early(CpuDevice):
     def on_a_late_stream(self, late: Callable[[], None], call: Call) -> Results:
         results = call()
         late()
         return results
 
 
-class Waiting(Plain):
+class Waiting(CpuDevice):
     def refusing_to_wait(self) -> AbstractContextManager[None]:
         raise RuntimeError("called a synchronizing operation")
 
@@ -169,7 +169,7 @@ class Waiting(Plain):
     "place, look, status",
     [(Stale(), 2, "wrong"), (Frozen(), 2, "wrong"), (Early(), 3, "wrong"), (Waiting(), 4, "error")],
 )
-def test_what_a_run_time_gets_wrong_is_told(place: Plain, look: int, status: str) -> None:
+def test_what_a_run_time_gets_wrong_is_told(place: CpuDevice, look: int, status: str) -> None:
     assert _looks(place) == dict.fromkeys(LOOKS, "right") | {LOOKS[look]: status}
 
 
@@ -178,7 +178,7 @@ def test_wrong_numbers_are_told_by_verify_and_benchmarks_and_the_report(
 ) -> None:
     """A stage that fails keeps none of the others from running; one that is run again takes its own place."""
     _changed(monkeypatch, lambda memories, call: memories * 1.001)
-    assert main(["--out", str(tmp_path), "--seconds", "1e6"], Plain(), _plan()) == 1
+    assert main(["--out", str(tmp_path), "--seconds", "1e6"], CpuDevice(), _workload()) == 1
     data, text = _report(tmp_path)
     assert {name: stage["ok"] for name, stage in data["stages"].items()} == {
         "verify": False, "runtime": True, "forward": False, "training": False,
@@ -187,7 +187,7 @@ def test_wrong_numbers_are_told_by_verify_and_benchmarks_and_the_report(
     assert "rmc verify --backend cpu" in text
     assert "rmc cpu: parity failed" in text
     monkeypatch.undo()
-    assert main(["verify", "--out", str(tmp_path), "--seconds", "1e6"], Plain(), _plan()) == 0
+    assert main(["verify", "--out", str(tmp_path), "--seconds", "1e6"], CpuDevice(), _workload()) == 0
     again, _ = _report(tmp_path)
     assert again["stages"]["verify"]["ok"]
     assert again["stages"]["forward"] == data["stages"]["forward"]
@@ -198,7 +198,7 @@ def test_a_stage_that_breaks_or_has_no_time_fails(tmp_path: Path, monkeypatch: p
         raise RuntimeError("out of order")
 
     monkeypatch.setitem(stages.STAGES, "verify", broken)
-    assert main(["verify", "runtime", "--out", str(tmp_path), "--seconds", "0"], Plain(), _plan()) == 1
+    assert main(["verify", "runtime", "--out", str(tmp_path), "--seconds", "0"], CpuDevice(), _workload()) == 1
     data, text = _report(tmp_path)
     (finding,) = data["stages"]["verify"]["findings"]
     assert finding["detail"] == "RuntimeError: out of order"
@@ -290,8 +290,8 @@ def _job(name: str) -> str:
     return name.upper()
 
 
-def _run_apart(jobs: list[str], workers: int, seconds: float) -> dict[str, tuple[str | None, str, bool]]:
-    found = apart.run_all(_job, jobs, workers=workers, deadline=time.monotonic() + seconds)
+def _run_isolated(jobs: list[str], workers: int, seconds: float) -> dict[str, tuple[str | None, str, bool]]:
+    found = isolated_process.run_all(_job, jobs, workers=workers, deadline=time.monotonic() + seconds)
     return {done.job: (done.value, done.error, done.begun) for done in found}
 
 
@@ -299,20 +299,20 @@ def test_a_job_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch
     """By fork, which is quick; spawned below."""
     context = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
-    assert _run_apart(["raises", "dies", "a", "b"], 2, 1000) == {
+    assert _run_isolated(["raises", "dies", "a", "b"], 2, 1000) == {
         "raises": (None, "ValueError: no", True),
         "dies": (None, "its process died with exit code 3", True),
         "a": ("A", "", True),
         "b": ("B", "", True),
     }
-    assert _run_apart(["hangs", "b"], 1, 1) == {
+    assert _run_isolated(["hangs", "b"], 1, 1) == {
         "hangs": (None, "it had not ended when the time was over", True),
         "b": (None, "", False),
     }
     assert not multiprocessing.active_children()
 
 
-class Apart(Plain):
+class IsolatedCpuDevice(CpuDevice):
     """With processes, as on a GPU."""
 
     alone = False
@@ -322,9 +322,11 @@ class Apart(Plain):
 def test_stages_run_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that goes there and comes back can be pickled; a wrong result comes back as one."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    plan = replace(_plan(), timed=[replace(group, against=("eager", "graph")) for group in _plan().timed[1:]])
+    workload = replace(
+        _workload(), timed=[replace(group, against=("eager", "graph")) for group in _workload().timed[1:]]
+    )
     stages = ["verify", "runtime", "training"]
-    assert main([*stages, "--out", str(tmp_path), "--seconds", "1e6"], Apart(), plan) == 0
+    assert main([*stages, "--out", str(tmp_path), "--seconds", "1e6"], IsolatedCpuDevice(), workload) == 0
     data, _ = _report(tmp_path)
     statuses = {name: {each["status"] for each in stage["findings"]} for name, stage in data["stages"].items()}
     assert statuses == {"verify": {"right"}, "runtime": {"right", "not served"}, "training": {"right"}}
@@ -335,29 +337,29 @@ def test_stages_run_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_jobs_are_spawned() -> None:
-    assert _run_apart(["a", "dies"], 2, 1000) == {
+    assert _run_isolated(["a", "dies"], 2, 1000) == {
         "a": ("A", "", True), "dies": (None, "its process died with exit code 3", True),
     }  # fmt: skip
 
 
 def test_in_one_process_the_same_is_told() -> None:
-    assert _run_apart(["raises", "a"], 0, 1000) == {"raises": (None, "ValueError: no", True), "a": ("A", "", True)}
-    assert _run_apart(["a"], 0, 0) == {"a": (None, "", False)}
+    assert _run_isolated(["raises", "a"], 0, 1000) == {"raises": (None, "ValueError: no", True), "a": ("A", "", True)}
+    assert _run_isolated(["a"], 0, 0) == {"a": (None, "", False)}
 
 
 # -- what is done, and where it can be ---------------------------------------------------------------------------------
 
 
 def test_the_full_plan_has_everything() -> None:
-    plan = full()
-    assert {(case.spec.variant, case.dtype) for case in plan.verified} == {(v, d) for v in VARIANTS for d in DTYPES}
+    workload = full()
+    assert {(case.spec.variant, case.dtype) for case in workload.verified} == {(v, d) for v in VARIANTS for d in DTYPES}
     for flag in ("lengths", "resets", "dropout_mask", "strided"):
-        assert {getattr(case, flag) for case in plan.verified} == {False, True}
-    assert {(case.spec.variant, case.dtype) for case in plan.subjects} >= {
+        assert {getattr(case, flag) for case in workload.verified} == {False, True}
+    assert {(case.spec.variant, case.dtype) for case in workload.subjects} >= {
         (variant, dtype) for variant in ("sonnet", "textbook", "r2gen") for dtype in DTYPES
     }
-    assert plan.repeats == 100
-    assert all({"eager", "graph", "compile", "lstm"} == set(group.against) <= set(RIVALS) for group in plan.timed)
+    assert workload.repeats == 100
+    assert all({"eager", "graph", "compile", "lstm"} == set(group.against) <= set(RIVALS) for group in workload.timed)
 
 
 def test_the_loop_that_is_captured_computes_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +379,7 @@ def test_the_loop_that_is_captured_computes_the_cell(monkeypatch: pytest.MonkeyP
 def test_in_half_types_rivals_are_timed_without_parity() -> None:
     case = replace(SMALL, dtype="bfloat16")
     group = Group((case,), ("eager", "lstm"), 1e-9, fewest_rounds=1)
-    found = trial.run_case(case, group, ["cpu"], "cpu", None, Plain(), clock=Plain().clock)
+    found = case_run.run_case(case, group, ["cpu"], "cpu", None, CpuDevice(), clock=CpuDevice().clock)
     assert [(f.contestant, f.status, f.is_rmc) for f in found.figures] == [
         ("eager", "timed", False), ("lstm", "timed", False), ("rmc cpu", "timed", True),
     ]  # fmt: skip
@@ -400,7 +402,7 @@ def test_make_says_that_there_is_no_gpu() -> None:
 
 def test_an_unknown_stage_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["fly"], Plain(), _plan())
+        main(["fly"], CpuDevice(), _workload())
     assert "STAGE takes some of verify, runtime, forward, training; got fly" in capsys.readouterr().err
 
 
@@ -430,6 +432,6 @@ def test_clocks_are_read_where_nvidia_smi_is(
 
 
 def test_a_report_is_named_after_its_device(tmp_path: Path) -> None:
-    place = Plain()
+    place = CpuDevice()
     place.title = "NVIDIA H100 80GB HBM3"
     assert report.path_of(place, tmp_path) == tmp_path / "gpu-nvidia-h100-80gb-hbm3.json"

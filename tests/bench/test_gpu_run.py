@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from rmc_kernels.bench import memory, models
-from rmc_kernels.bench.gpu import apart, device, stages
-from tests.bench.test_gpu_command import ROOT, Plain, _plan
+from rmc_kernels.bench.gpu import device, isolated_process, stages
+from tests.bench.test_gpu_command import ROOT, CpuDevice, _workload
 from tests.bench_cases import SMALL, SMALL_TRAINING
 
 
@@ -30,7 +30,7 @@ def test_a_job_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     context = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
     jobs = ["hangs", "a", "b"]
-    found = list(apart.run_all(_job, jobs, workers=1, deadline=time.monotonic() + 1000, limit=1))
+    found = list(isolated_process.run_all(_job, jobs, workers=1, deadline=time.monotonic() + 1000, limit=1))
     assert [(done.job, done.value, done.error) for done in found] == [
         ("hangs", None, "it had not ended after 1 s"), ("a", "A", ""), ("b", "B", ""),
     ]  # fmt: skip
@@ -40,15 +40,15 @@ def test_a_job_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_that_hangs_at_its_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     context = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
-    monkeypatch.setattr(apart, "PATIENCE", 0.2)
-    child = apart._child
+    monkeypatch.setattr(isolated_process, "PATIENCE", 0.2)
+    child = isolated_process._child
 
     def hangs(*arguments: Any) -> None:
         child(*arguments)
         time.sleep(1000)
 
-    monkeypatch.setattr(apart, "_child", hangs)
-    (done,) = apart.run_all(_job, ["a"], workers=1, deadline=time.monotonic() + 1000)
+    monkeypatch.setattr(isolated_process, "_child", hangs)
+    (done,) = isolated_process.run_all(_job, ["a"], workers=1, deadline=time.monotonic() + 1000)
     assert done.value == "A"
     assert not multiprocessing.active_children()
 
@@ -57,11 +57,11 @@ ORPHANS = """
 import multiprocessing, sys, time
 context = multiprocessing.get_context("fork")
 multiprocessing.get_context = lambda method: context
-from rmc_kernels.bench.gpu import apart
+from rmc_kernels.bench.gpu import isolated_process
 def job(name):
     print(multiprocessing.current_process().pid, flush=True)
     time.sleep(1000)
-list(apart.run_all(job, ["a"], workers=1, deadline=time.monotonic() + 1000))
+list(isolated_process.run_all(job, ["a"], workers=1, deadline=time.monotonic() + 1000))
 """
 
 
@@ -89,14 +89,16 @@ def test_a_process_compiles_with_one_worker_of_torch(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
     context = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
-    (done,) = apart.run_all(os.getenv, ["TORCHINDUCTOR_COMPILE_THREADS"], workers=1, deadline=time.monotonic() + 1000)
+    (done,) = isolated_process.run_all(
+        os.getenv, ["TORCHINDUCTOR_COMPILE_THREADS"], workers=1, deadline=time.monotonic() + 1000
+    )
     assert done.value == "1"
 
 
 # -- clocks and memory -------------------------------------------------------------------------------------------------
 
 
-class Clocked(Plain):
+class Clocked(CpuDevice):
     """Tells what it was busy with, or that it is lost."""
 
     lost = False
@@ -109,7 +111,7 @@ class Clocked(Plain):
 
 
 def test_clocks_are_those_under_the_cell_and_their_loss_loses_no_time() -> None:
-    place, group = Clocked(), _plan().timed[0]
+    place, group = Clocked(), _workload().timed[0]
     case = group.cases[0]
     output = (case.batch_size, case.steps, case.mem_slots * case.mem_size)
     assert stages.time_case(place, group)[1] == f"busy with {output}"

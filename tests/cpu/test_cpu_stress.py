@@ -206,13 +206,19 @@ def test_a_handler_may_call_a_layer() -> None:
     other, x = RelationalMemory(10, 8, 32, 4, backend="cpu"), torch.randn(64, 3000, 10)
     small = torch.randn(200, 2, 10)
     calls = []
+
+    def handler(*_: object) -> None:
+        calls.append(other(small)[1])
+        signal.setitimer(signal.ITIMER_REAL, 0.05)  # not before: a starved machine would call it inside itself
+
     with torch.no_grad():
         want, expected = layer(x)[1], other(small)[1]
-        before = signal.signal(signal.SIGALRM, lambda *_: calls.append(other(small)[1]))
-        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.2)
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:
             got = layer(x)[1]
         finally:
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
     assert torch.equal(got, want)

@@ -47,7 +47,7 @@ _COLUMNS = ("kernel", "target", "triton", "registers", "spilled", "of them inner
 def page(results: Results, lines: list[Line]) -> str:
     """The page, for the tiles that the table has."""
     versions = sorted({job.triton for job in results})
-    parts = [_INTRODUCTION, *_overview(results, versions), "\n", *_spilling(results)]
+    parts = [_INTRODUCTION, *_overview(results, versions), "\n", *_several_sources(results), *_spilling(results)]
     for table, kernels in TABLES:
         parts += (line for entry in table for line in _entry(results, versions, entry, kernels))
     small = [job for job in results if job.cell != WIDEST]
@@ -62,6 +62,17 @@ def page(results: Results, lines: list[Line]) -> str:
                 parts.append(_row(job.cell, job.kernel, f"{job.target}, {job.kind}", job.triton, *usage))
     parts += _traffic(lines)
     return "".join(parts)
+
+
+def _several_sources(results: Results) -> Iterable[str]:
+    """The kernels whose sources changed while some of their figures stayed."""
+    digests = {(job.kernel, compiled.source) for job, compiled in results.items()}
+    found = [name for name in KERNELS if sum(kernel == name for kernel, _ in digests) > 1]
+    if found:
+        yield (
+            f"`make matrix` was stopped early: figures of {', '.join(f'`{name}`' for name in found)} are of two states "
+            "of their sources; matrix.json has the digest of each.\n\n"
+        )
 
 
 def _traffic(lines: list[Line]) -> Iterable[str]:

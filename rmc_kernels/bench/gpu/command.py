@@ -12,8 +12,8 @@ from typing import TextIO
 
 from rmc_kernels.bench.gpu import report
 from rmc_kernels.bench.gpu.device import Cuda, Device
-from rmc_kernels.bench.gpu.plan import Plan, full
 from rmc_kernels.bench.gpu.stages import STAGES, Finding, Listener, Result
+from rmc_kernels.bench.gpu.workload import Workload, full
 from rmc_kernels.errors import in_short
 from rmc_kernels.verify.check import refusal
 
@@ -21,13 +21,13 @@ from rmc_kernels.verify.check import refusal
 SECONDS = 420.0
 
 
-def main(arguments: Sequence[str] | None = None, device: Device | None = None, plan: Plan | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, device: Device | None = None, workload: Workload | None = None) -> int:
     """Run stages, each as far as it gets, and write the report.
 
     Args:
         arguments: of the command line; those of this process if None.
         device: where; a GPU by CUDA if None.
-        plan: how much; `plan.full` if None.
+        workload: how much; `workload.full` if None.
 
     Returns:
         The exit code: 0 where every stage passed, 1 where one did not, 2 where there is nothing to run on.
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None, device: Device | None = None, p
     if unknown:
         parser.error(f"STAGE takes some of {', '.join(STAGES)}; got {', '.join(unknown)}")
     place: Device = device or Cuda()
-    plan = plan or full()
-    missing = _missing(place, plan)
+    workload = workload or full()
+    missing = _missing(place, workload)
     if missing:
         print(f"{missing}; nothing was run", file=sys.stderr)
         return 2
@@ -59,19 +59,19 @@ def main(arguments: Sequence[str] | None = None, device: Device | None = None, p
         for stage in given.stages or STAGES:
             keep = partial(_keep, tell, partial(report.add, place, machine, stage, out=given.out))
             tell(f"==> {stage}")
-            result = _run(stage, place, plan, given.seconds, Listener(tell, keep))
+            result = _run(stage, place, workload, given.seconds, Listener(tell, keep))
             passed.append(keep(result) and result.ok)
             verdict = "passed" if result.ok else "FAILED"
             tell(f"==> {stage} {verdict} in {result.seconds:.0f} s: {log_at.with_suffix('.md')}")
     return 0 if all(passed) else 1
 
 
-def _missing(place: Device, plan: Plan) -> str | None:
-    """Why nothing can run here, or None: no device, or no cell of the plan that the backend serves on it."""
+def _missing(place: Device, workload: Workload) -> str | None:
+    """Why nothing can run here, or None: no device, or no cell of the workload that the backend serves on it."""
     missing = place.missing()
     if missing is not None:
         return missing
-    refusals = [refusal(case, place.backend, place.name) for case in plan.subjects]
+    refusals = [refusal(case, place.backend, place.name) for case in workload.subjects]
     return refusals[0] if None not in refusals else None
 
 
@@ -85,10 +85,10 @@ def _keep(tell: Callable[[str], None], write: Callable[[Result], object], result
     return True
 
 
-def _run(stage: str, device: Device, plan: Plan, seconds: float, listener: Listener) -> Result:
+def _run(stage: str, device: Device, workload: Workload, seconds: float, listener: Listener) -> Result:
     """A stage; where the stage itself breaks, that is its result, and the next one is still run."""
     try:
-        return STAGES[stage](device, plan, seconds, listener)
+        return STAGES[stage](device, workload, seconds, listener)
     except Exception as error:
         return Result([Finding(stage, "error", in_short(error), traceback.format_exc())], 0.0)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rmc_kernels.bench import memory
+from rmc_kernels.bench.case_run import Meter
 from rmc_kernels.bench.timing import Clock, clock_for
-from rmc_kernels.bench.trial import Meter
 
 Results = Mapping[str, Tensor]
 Call = Callable[[], Results]

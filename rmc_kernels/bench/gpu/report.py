@@ -182,7 +182,7 @@ def _times(cases: Sequence[CaseResult], device: Mapping[str, Any]) -> str:
                 )
             )
     clock = next((figure.clock for case in cases for figure in case.figures), "nothing")
-    head = ("case", "contestant", "µs/step, median (quartiles)", "x eager", "peak MB", "of the parity bound", "note")
+    head = ("case", "contestant", "µs/step, median (quartiles)", "x eager", "peak MB", "of the parity limit", "note")
     lines = [head, ["---"] * len(head), *rows]
     return f"Timed by {clock}.\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -11,14 +11,14 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from rmc_kernels import verify
+from rmc_kernels.bench.case_run import checked, run_case
 from rmc_kernels.bench.cases import Group, Mode
 from rmc_kernels.bench.contestants import line_up, timed
-from rmc_kernels.bench.gpu import apart, runtime
+from rmc_kernels.bench.gpu import isolated_process, runtime
 from rmc_kernels.bench.gpu.device import Device
-from rmc_kernels.bench.gpu.plan import Plan, backends_of
+from rmc_kernels.bench.gpu.workload import Workload, backends_of
 from rmc_kernels.bench.problem import draw
 from rmc_kernels.bench.record import CaseResult
-from rmc_kernels.bench.trial import checked, run_case
 from rmc_kernels.errors import in_short
 from rmc_kernels.verify.baseline import NO_YARDSTICK
 from rmc_kernels.verify.check import CaseResult as Verified
@@ -105,7 +105,7 @@ class Listener(NamedTuple):
 REST = Finding("the rest", "left out", "the run was ended before it")
 
 
-def verification(device: Device, plan: Plan, seconds: float, listener: Listener) -> Result:
+def verification(device: Device, workload: Workload, seconds: float, listener: Listener) -> Result:
     """Parity of every case, by the criterion of `rmc verify`."""
 
     def found(job: tuple[verify.Case, str], result: Verified) -> list[Finding]:
@@ -116,7 +116,7 @@ def verification(device: Device, plan: Plan, seconds: float, listener: Listener)
             return [Finding(kind, "not served", result.reason)]
         if result.status == "right":
             worst = max(result.comparisons.values(), key=lambda compared: compared.severity)
-            return [Finding(_name(job), "right", f"{100 * worst.severity:.0f} % of the bound")]
+            return [Finding(_name(job), "right", f"{100 * worst.severity:.0f} % of the limit")]
         tensors = "; ".join(f"{tensor}: {compared}" for tensor, compared in result.misses.items())
         detail = f"{result.reason or tensors}; {verify.reproducer(result)}"
         return [Finding(_name(job), "wrong", detail, result.trace)]
@@ -128,9 +128,9 @@ def verification(device: Device, plan: Plan, seconds: float, listener: Listener)
             right.add((result.case.spec.variant, result.case.dtype))
         return found(job, result)
 
-    jobs = backends_of(plan, device.backend)
+    jobs = backends_of(workload, device.backend)
     result = _collect(partial(_verified, device.name), jobs, _name, noted, device, seconds, listener)
-    served = dict.fromkeys((case.spec.variant, case.dtype) for case in plan.subjects)
+    served = dict.fromkeys((case.spec.variant, case.dtype) for case in workload.subjects)
     missed = [
         Finding(f"{device.backend}, {variant}, {dtype}", "wrong", "no case of it was found right")
         for variant, dtype in served
@@ -151,7 +151,7 @@ def _name(job: tuple[verify.Case, str]) -> str:
     return f"{backend} {case.as_json()}"
 
 
-def while_running(device: Device, plan: Plan, seconds: float, listener: Listener) -> Result:
+def while_running(device: Device, workload: Workload, seconds: float, listener: Listener) -> Result:
     """The same bits, graphs, streams, devices; see `runtime`."""
 
     def found(case: verify.Case, looks: list[runtime.Look]) -> list[Finding]:
@@ -160,16 +160,16 @@ def while_running(device: Device, plan: Plan, seconds: float, listener: Listener
             for what, status, detail, trace in looks
         ]
 
-    function = partial(runtime.look_at, device, plan.repeats)
-    return _collect(function, plan.subjects, verify.Case.as_json, found, device, seconds, listener)
+    function = partial(runtime.look_at, device, workload.repeats)
+    return _collect(function, workload.subjects, verify.Case.as_json, found, device, seconds, listener)
 
 
-def benchmark(mode: Mode, device: Device, plan: Plan, seconds: float, listener: Listener) -> Result:
+def benchmark(mode: Mode, device: Device, workload: Workload, seconds: float, listener: Listener) -> Result:
     """Time and memory in a mode, of contestants that are right; first everything is compiled, side by side."""
     start = time.monotonic()
-    groups = [group for group in plan.timed if group.cases[0].mode == mode]
+    groups = [group for group in workload.timed if group.cases[0].mode == mode]
     if not device.alone:
-        for done in apart.run_all(
+        for done in isolated_process.run_all(
             partial(compile_all, device), groups, workers=_workers(), deadline=start + COMPILING * seconds
         ):
             listener.tell(f"compiled: {_case_name(done.job)} {done.error}")
@@ -236,7 +236,7 @@ def _collect(
     count = 0 if device.alone else (workers or _workers())
     findings: list[Finding] = []
     try:
-        for done in apart.run_all(function, jobs, workers=count, deadline=start + seconds, limit=limit):
+        for done in isolated_process.run_all(function, jobs, workers=count, deadline=start + seconds, limit=limit):
             if done.value is not None:
                 some = found(done.job, done.value)
             elif done.begun:
@@ -257,7 +257,7 @@ def _workers() -> int:
 
 
 #: Name on the command line -> stage.
-STAGES: dict[str, Callable[[Device, Plan, float, Listener], Result]] = {
+STAGES: dict[str, Callable[[Device, Workload, float, Listener], Result]] = {
     "verify": verification,
     "runtime": while_running,
     "forward": partial(benchmark, "forward"),

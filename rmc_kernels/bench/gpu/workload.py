@@ -22,7 +22,7 @@ REPEATS = 100
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """What the stages do.
 
     Attributes:
@@ -40,7 +40,7 @@ class Plan:
     timed: Sequence[Group]
 
 
-def full() -> Plan:
+def full() -> Workload:
     """What `make gpu` does."""
     sonnet = CellSpec.sonnet(16, 4, 16, 2)
     small = (
@@ -57,7 +57,7 @@ def full() -> Plan:
         verify.Case(CellSpec.sonnet(64, 8, 32, 4), "float16", 17, 64, lengths=True, resets=True, recompute="none"),
     )
     subjects = [_subject(spec, dtype) for dtype in DTYPES for spec in small]
-    return Plan(
+    return Workload(
         verified=[replace(case, dtype=dtype) for case in verify.covering() for dtype in DTYPES],
         reference=[replace(case, dtype=dtype) for case in verify.quick_cover() for dtype in DTYPES],
         subjects=[*large, *subjects],
@@ -71,7 +71,7 @@ def full() -> Plan:
     )
 
 
-def tiny(against: Sequence[str]) -> Plan:
+def tiny(against: Sequence[str]) -> Workload:
     """As little as goes through every line, all with one cell: for a simulator, where compiling takes longest.
 
     Args:
@@ -79,7 +79,7 @@ def tiny(against: Sequence[str]) -> Plan:
     """
     size = Case(2, 2, 2, 8, 2, 4)
     case = verify.Case(size.spec, size.dtype, 4, 2)
-    return Plan(
+    return Workload(
         verified=[case],
         reference=[],
         subjects=[case],
@@ -94,7 +94,7 @@ def _subject(spec: CellSpec, dtype: str) -> verify.Case:
     return verify.Case(spec, dtype, 17, 5, lengths=True, resets=True, dropout_mask=spec.dropout > 0)
 
 
-def backends_of(plan: Plan, backend: str) -> list[tuple[verify.Case, str]]:
+def backends_of(workload: Workload, backend: str) -> list[tuple[verify.Case, str]]:
     """Every case that is verified, with its backend; those with most to compile first."""
-    cases = [(case, backend) for case in sorted(plan.verified, key=lambda case: -case.spec.num_blocks)]
-    return [*cases, *((case, backends.REFERENCE.name) for case in plan.reference)]
+    cases = [(case, backend) for case in sorted(workload.verified, key=lambda case: -case.spec.num_blocks)]
+    return [*cases, *((case, backends.REFERENCE.name) for case in workload.reference)]

@@ -104,7 +104,7 @@ class Comparison:
 
     @property
     def severity(self) -> float:
-        """Share of the bound that is used, of the two ratios the worse; 1 is the limit."""
+        """Share of the limit that is used, of the two ratios the worse; 1 is the limit."""
         return max(self.rms_ratio / RMS_FACTOR, self.largest_ratio / LARGEST_FACTOR)
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 LEAST = 1e-3
 
 
-class Pace:
+class TimeBudget:
     """Hands out time to cases in turn.
 
     What else a case takes besides its rounds (parity, warm-up, memory) is foreseen from the cases before: so much for

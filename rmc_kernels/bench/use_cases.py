@@ -141,6 +141,7 @@ def _step_calls(spec: CellSpec, batch: int, blocks: ExitStack) -> Iterator[tuple
     packed, out = native.pack(list(pointers), False), torch.empty_like(memory)
     tensors = (x.data_ptr(), memory.data_ptr(), 0, 0, 0, 0)
     row, gate = eager.hoist(sequence, params, spec)
+    torch.compiler.reset()  # torch compiles one function at most 8 times, and there are more cases
     compiled = eager.compiled_step()
 
     def bare(weights: Any) -> timing.Call:
@@ -276,7 +277,7 @@ class Use(NamedTuple):
     figures: Callable[[float], list[Figure]]
 
 
-USES = {
+USE_CASES = {
     "half": Use("Half types, one thread", "times faster than eager float32", half),
     "step": Use("One step, one thread, no gradients", "times the C++ call with packed weights", step),
     "train": Use("One step with gradients, one thread", "times an empty autograd.Function", train),
@@ -288,7 +289,7 @@ _BEGIN, _END = "<!-- uses -->", "<!-- /uses -->"
 def markdown(figures: Iterable[Figure]) -> str:
     """A table for each use."""
     lines: list[str] = []
-    for name, use in USES.items():
+    for name, use in USE_CASES.items():
         rows = [figure for figure in figures if figure.use == name]
         if rows:
             outside = any(figure.outside is not None for figure in rows)
