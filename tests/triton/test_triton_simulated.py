@@ -55,6 +55,7 @@ def test_what_was_found_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     broken = {"sources": "triton 3.7.1, 0", "outcome": 'AssertionError: "a, b"'}
     found = {**known, "a cell": broken}
     monkeypatch.setattr(simulate, "RESULTS", tmp_path / "simulate.csv")
+    assert simulate.load() == {}
     simulate.save(found)
     assert simulate.load() == found
 

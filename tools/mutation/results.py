@@ -82,6 +82,8 @@ class Found:
 def read() -> dict[str, Summary]:
     """The summary of each part."""
     found: dict[str, Summary] = {}
+    if not RESULTS.exists():
+        return found
     with RESULTS.open(newline="") as lines:
         for row in csv.DictReader(lines):
             summary = found.setdefault(row.pop("part"), {"made": {}, "outcomes": {}})

@@ -177,6 +177,8 @@ def main() -> int:
 
 def load() -> dict[str, dict[str, Any]]:
     """What was found of each cell."""
+    if not RESULTS.exists():
+        return {}
     with RESULTS.open(newline="") as file:
         return {
             row["cell"]: {name: row[name] for name in _TEXTS}

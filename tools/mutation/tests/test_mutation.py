@@ -131,6 +131,7 @@ def test_a_survivor_keeps_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results.csv")
     monkeypatch.setattr(results, "SURVIVORS", tmp_path / "survivors.json")
     results.SURVIVORS.write_text(json.dumps({"cpp": {"Equivalent": ["a: 1", "a: 2"]}}))
+    assert results.read() == {}
     results.RESULTS.write_text("part,file,made,raised\nother,b,2,\n")
     found: results.Summary = {"made": {"a": 3}, "outcomes": {"a": {"killed": 1, SURVIVED: 2}}}
     results.keep("cpp", found, ["a: 2", "a: 3"])
