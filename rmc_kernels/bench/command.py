@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Annotated
 
@@ -166,5 +167,5 @@ def read(path: Path) -> SuiteResult:
     try:
         text = path.read_text(encoding="utf-8")
         return summary.from_csv(text) if summary.is_csv(text) else SuiteResult.from_json(text)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise typer.BadParameter(f"{path} is no result of `rmc bench`: {error}") from None

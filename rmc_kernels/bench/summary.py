@@ -55,7 +55,7 @@ def from_csv(text: str) -> SuiteResult:
     """The result that `to_csv` wrote.
 
     Raises:
-        KeyError, TypeError, ValueError: another schema, or a damaged text.
+        KeyError, TypeError, ValueError, csv.Error: another schema, or a damaged text.
     """
     about: dict[str, Any] = {"machine": {}, "absent": {}}
     lines = text.splitlines(keepends=True)

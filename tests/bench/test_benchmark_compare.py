@@ -362,7 +362,16 @@ def test_the_summarize_command(tmp_path: Path, form: str) -> None:
     assert found.exit_code == 0, found.output
     assert "No interval" in found.output
     assert "none" in found.output
-    for damaged in ("{}", "# schema: 2\n", "# schema: 1\n", "# schema\n"):
+    figures = '# schema: 1\ncase,contention\n"a'
+    for damaged in (
+        "{}",
+        "# schema: 2\n",
+        "# schema: 1\n",
+        "# schema\n",
+        "# schema.one: 1\n",
+        figures,
+        figures + '",b,c\n',
+    ):
         whole.write_text(damaged)
         found = CliRunner().invoke(bench, ["summarize", str(whole), str(short)])
         assert found.exit_code == 2
