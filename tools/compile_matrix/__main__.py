@@ -2,7 +2,7 @@
 
     python -m tools.compile_matrix [--target sm_90 ...] [--kernel forward ...] [--sample] [--page]
 
-Compiles what `matrix.json` does not have of these sources and this triton, adds it there, and writes
+Compiles what `matrix.csv` does not have of these sources and this triton, adds it there, and writes
 compile-matrix.md from all of it; `--sample` takes only what CI compiles anew, `--page` nothing. Exit code 1 where
 a tile does not compile, does not fit the target's shared memory, or spills registers in an inner loop.
 """

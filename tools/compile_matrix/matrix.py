@@ -1,14 +1,14 @@
-"""Every Triton kernel compiled with every tile of its table for every target, without a GPU; kept in a JSON file."""
+"""Every Triton kernel compiled with every tile of its table for every target, without a GPU; kept in a CSV file."""
 
 from __future__ import annotations
 
 import ast
+import csv
 import inspect
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 from hashlib import sha256
 from itertools import groupby
@@ -33,7 +33,9 @@ from tests.cases import SPECS, draw
 from tools.offline import TARGETS, offline
 from tools.offline.assembly import Usage
 
-RESULTS = Path(__file__).with_suffix(".json")
+#: A row for jobs that differ in the target only; of each target the numbers of `Usage`.
+RESULTS = Path(__file__).with_suffix(".csv")
+_TILE = tuple(part.name for part in fields(Tile))
 #: The versions of triton that are compiled with.
 MEASURED = ("3.7.1", "3.9.0")
 #: What a product's operands are, and the dtype of x.
@@ -234,28 +236,33 @@ def worse(found: Usage, before: Usage) -> list[str]:
 
 def load() -> Results:
     """What was compiled before."""
-    lines = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    return {
-        Job(**line["job"] | {"tile": Tile(**line["job"]["tile"]), "target": target}): Compiled(
-            line["source"], Usage(*usage)
-        )
-        for line in lines
-        for target, usage in line["usage"].items()
-    }
+    found: Results = {}
+    if not RESULTS.exists():
+        return found
+    with RESULTS.open(newline="") as file:
+        for row in csv.DictReader(file):
+            tile = Tile(**{name: int(row[name]) for name in _TILE})
+            for target in filter(row.get, TARGETS):
+                job = Job(row["triton"], row["kernel"], row["kind"], int(row["width"]), tile, target, row["cell"])
+                found[job] = Compiled(row["source"], Usage(*map(int, row[target].split())))
+    return found
 
 
 def save(results: Results) -> None:
-    """A line for the jobs that the table still has and that differ in the target only, with the `Usage` of each."""
-    found: dict[tuple[Job, str], dict[str, Usage]] = {}
+    """A row for the jobs that the table still has and that differ in the target only, with the `Usage` of each."""
+    found: dict[tuple[Job, str], dict[str, str]] = {}
     for version in sorted({job.triton for job in results}):
         for job in jobs(version):
             if job in results:
-                found.setdefault((replace(job, target=""), results[job].source), {})[job.target] = results[job].usage
-    lines = [
-        json.dumps({"job": {k: v for k, v in asdict(job).items() if v != ""}, "source": source, "usage": usages})
-        for (job, source), usages in found.items()
-    ]
-    RESULTS.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+                usages = found.setdefault((replace(job, target=""), results[job].source), {})
+                usages[job.target] = " ".join(map(str, results[job].usage))
+    with RESULTS.open("w", newline="") as file:
+        columns = ("triton", "kernel", "kind", "width", "cell", *_TILE, "source", *TARGETS)
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {**vars(job), **vars(job.tile), "source": source, **usages} for (job, source), usages in found.items()
+        )
 
 
 def run(todo: list[Job]) -> bool:

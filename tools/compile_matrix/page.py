@@ -16,7 +16,7 @@ PAGE = Path(__file__).with_name("compile-matrix.md")
 
 _INTRODUCTION = """# What the Triton kernels use
 
-Written by `make matrix` from [matrix.json](matrix.json); no GPU was there, and no number of
+Written by `make matrix` from [matrix.csv](matrix.csv); no GPU was there, and no number of
 registers is a speed. Every tile of the table, compiled for every target: the `sonnet` cell of 8 slots and 4 heads at
 the entry's widest D (where it has no bound 512, in float32 128), with lengths and resets, which take a few registers.
 
@@ -25,7 +25,7 @@ the entry's widest D (where it has no bound 512, in float32 128), with lengths a
   but those over time and over blocks.
 * Shared: bytes of shared memory of a program. Products: tensor-core instructions; float32 has none on NVIDIA's targets.
 * Barriers: most are the compiler's own, between two layouts.
-* Ranges are over the targets and triton versions; matrix.json has each.
+* Ranges are over the targets and triton versions; matrix.csv has each.
 
 ## What is compiled
 
@@ -71,7 +71,7 @@ def _several_sources(results: Results) -> Iterable[str]:
     if found:
         yield (
             f"`make matrix` was stopped early: figures of {', '.join(f'`{name}`' for name in found)} are of two states "
-            "of their sources; matrix.json has the digest of each.\n\n"
+            "of their sources; matrix.csv has the digest of each.\n\n"
         )
 
 

@@ -2,15 +2,16 @@
 
     TRITON_INTERPRET=1 python -m tools.compile_matrix.traffic
 
-`make matrix` runs it. Writes traffic.json, from which compile-matrix.md has its table; nothing that is counted
+`make matrix` runs it. Writes traffic.csv, from which compile-matrix.md has its table; nothing that is counted
 depends on the target.
 """
 
 from __future__ import annotations
 
-import json
+import csv
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,7 +23,7 @@ from rmc_kernels.backends.triton.tiles import TABLE, Entry
 from tests.cases import draw
 from tools.strict import Report, strict
 
-RESULTS = Path(__file__).with_suffix(".json")
+RESULTS = Path(__file__).with_suffix(".csv")
 #: Slots and heads of the cell.
 SLOTS, HEADS = 8, 4
 #: Arguments that are weights of the recurrence, or their transposed copies.
@@ -75,7 +76,24 @@ def _line(report: Report, entry: Entry, width: int, kernel: str) -> Line:
 
 def load() -> list[Line]:
     """What was counted before."""
-    return [Line(**line) for line in json.loads(RESULTS.read_text())] if RESULTS.exists() else []
+    if not RESULTS.exists():
+        return []
+    with RESULTS.open(newline="") as file:
+        return [
+            Line(
+                row["wide"] == "True", int(row["width"]), int(row["rows"]), row["kernel"],
+                *(int(row[name]) for name in ("weights", "loads", "stores")),
+            )
+            for row in csv.DictReader(file)
+        ]  # fmt: skip
+
+
+def save(lines: Sequence[Line]) -> None:
+    """A row for each."""
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(field.name for field in fields(Line))
+        writer.writerows(astuple(line) for line in lines)
 
 
 def main() -> None:
@@ -84,7 +102,7 @@ def main() -> None:
     for entry in TABLE:
         lines += count(entry, min(entry.width, 128 if entry.wide else 512))
         print(*lines[-4:], sep="\n", flush=True)
-        RESULTS.write_text("[\n" + ",\n".join(json.dumps(asdict(line)) for line in lines) + "\n]\n")
+        save(lines)
 
 
 if __name__ == "__main__":

@@ -39,12 +39,22 @@ def test_the_page_is_that_of_the_results() -> None:
 
 def test_results_are_kept_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load()
-    path = tmp_path / "results.json"
+    path = tmp_path / "results.csv"
     monkeypatch.setattr("tools.compile_matrix.matrix.RESULTS", path)
+    assert load() == {}
     stale = next(iter(before))
     save(before | {replace(stale, width=stale.width + 1): before[stale]})
     assert load() == before, "a tile that the table does not have is dropped"
     assert path.read_text() == RESULTS.read_text()
+
+
+def test_traffic_is_kept_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = traffic.load()
+    assert {line.wide for line in before} == {False, True}
+    monkeypatch.setattr(traffic, "RESULTS", tmp_path / "traffic.csv")
+    assert traffic.load() == []
+    traffic.save(before)
+    assert traffic.load() == before
 
 
 #: Time, blocks, then a loop with a product; a spill in each, and one outside.
