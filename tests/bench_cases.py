@@ -13,7 +13,7 @@ from rmc_kernels.bench import case_run, ceilings, memory
 from rmc_kernels.bench.cases import SUITES, Case, Group
 from rmc_kernels.bench.ceilings import Ceilings
 from rmc_kernels.bench.contestants import Contestant, line_up
-from rmc_kernels.bench.record import CaseResult, Figure
+from rmc_kernels.bench.record import Figure, TimedCase
 
 SMALL = Case(4, 3, 3, 16, 2, 5)
 SMALL_TRAINING = replace(SMALL, mode="forward+backward")
@@ -55,7 +55,7 @@ def figure(
     )  # fmt: skip
 
 
-def run_small(monkeypatch: pytest.MonkeyPatch, *extra: Contestant, case: Case = SMALL) -> CaseResult:
+def run_small(monkeypatch: pytest.MonkeyPatch, *extra: Contestant, case: Case = SMALL) -> TimedCase:
     """`run_case` with the eager loop and some further contestants, two rounds."""
     contestants = [*line_up(case, ["eager"], []), *extra]
     monkeypatch.setattr(memory, "line_up", lambda *args, **options: contestants)

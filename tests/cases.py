@@ -12,8 +12,7 @@ from rmc_kernels import CellSpec, backends
 from rmc_kernels.autograd import RelationalMemoryFunction
 from rmc_kernels.backends import Call
 from rmc_kernels.functional import memory_dtype
-from rmc_kernels.verify import Case as VerifyCase
-from rmc_kernels.verify import draws
+from rmc_kernels.verify import Case, draws
 
 SONNET = CellSpec.sonnet(5, 3, 4, 2)
 
@@ -54,7 +53,7 @@ def served(backend: str, name: str, dtype: str = "float32", device: str = "cpu")
 
 
 @dataclass
-class Case:
+class DrawnCall:
     """The tensors of one unroll, by the names of `relational_memory`."""
 
     spec: CellSpec
@@ -88,7 +87,7 @@ class Case:
             found["reset_memory"] = self.options["reset_memory"]
         return found
 
-    def to(self, dtype: torch.dtype) -> Case:
+    def to(self, dtype: torch.dtype) -> DrawnCall:
         """A copy in another dtype; memories stay float32 beside a half x."""
         wide = memory_dtype(dtype)
 
@@ -97,7 +96,7 @@ class Case:
                 return value
             return value.detach().to(wide if name.endswith("memory") else dtype).requires_grad_(value.requires_grad)
 
-        return Case(
+        return DrawnCall(
             self.spec,
             convert("x", self.x),
             convert("memory", self.memory),
@@ -115,12 +114,12 @@ def draw(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     requires_grad: bool = False,
-) -> Case:
+) -> DrawnCall:
     """Random tensors of one unroll, those of `rmc verify` where it has them; B and T may be 0.
 
     The first element is as long as the sequence and starts over on the way; of three or more the second is empty.
     """
-    drawn = draws.draw(VerifyCase(spec, batch_size=max(batch, 1), steps=max(steps, 1)), seed).wide().call
+    drawn = draws.draw(Case(spec, batch_size=max(batch, 1), steps=max(steps, 1)), seed).wide().call
     generator = torch.Generator().manual_seed(seed + 1)
     chosen: dict[str, Tensor] = {}
     if "lengths" in options:
@@ -136,7 +135,7 @@ def draw(
         keep = 1 - spec.dropout
         chosen["dropout_mask"] = (torch.rand(shape, generator=generator) < keep).double() / keep
     params = dict(zip(spec.parameter_names, drawn.params, strict=True))
-    case = Case(spec, drawn.x[:batch, :steps], drawn.memory[:batch], params, chosen).to(dtype)
+    case = DrawnCall(spec, drawn.x[:batch, :steps], drawn.memory[:batch], params, chosen).to(dtype)
     for leaf in case.leaves().values():
         leaf.requires_grad_(requires_grad)
     return case

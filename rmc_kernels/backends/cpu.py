@@ -171,15 +171,15 @@ class CpuBackend:
         activations = call.memory.new_empty(size, dtype=torch.uint8)
         if size:
             activations[0] = _KERNELS.index(kernels)
-        kept, threads = _behind_header(activations), torch.get_num_threads()
+        saved, threads = _behind_header(activations), torch.get_num_threads()
         if given_tensors is not None:
-            memories = given_tensors.forward(call.flat(), threads, packed, *kept)
+            memories = given_tensors.forward(call.flat(), threads, packed, *saved)
             if memories is not None:
                 return memories, activations
         memories = call.memory.new_empty((call.batch_size, call.steps, spec.mem_slots, spec.mem_size))
         inputs, params = _as_read(call, packed)
         sizes = call.batch_size, call.steps, threads
-        native.forward(sizes, addresses(inputs), addresses(params), packed, memories.data_ptr(), *kept)
+        native.forward(sizes, addresses(inputs), addresses(params), packed, memories.data_ptr(), *saved)
         return memories, activations
 
     def backward(
@@ -190,10 +190,10 @@ class CpuBackend:
         native, given_tensors = planned_cell(spec, *kernels)
         packed = _packed(native, call, True)
         grad, memories = as_read(grad), memories.contiguous()
-        kept, threads = _behind_header(activations), torch.get_num_threads()
+        saved, threads = _behind_header(activations), torch.get_num_threads()
         if given_tensors is not None:
             found: list[Tensor] | None = given_tensors.backward(
-                call.flat(), threads, packed, *kept, memories, grad, needs
+                call.flat(), threads, packed, *saved, memories, grad, needs
             )
             if found is not None:
                 return found
@@ -204,7 +204,7 @@ class CpuBackend:
         pointers = [0 if t is None else g.data_ptr() for g, t in zip(grads, wanted, strict=True)]
         native.backward(
             (call.batch_size, call.steps, threads), addresses(inputs), addresses(params), packed, memories.data_ptr(),
-            *kept, (grad.data_ptr(), *pointers[:3]), tuple(pointers[3:]),
+            *saved, (grad.data_ptr(), *pointers[:3]), tuple(pointers[3:]),
         )  # fmt: skip
         return [g if t is None else g.to(t.dtype) for g, t in zip(grads, wanted, strict=True)]
 

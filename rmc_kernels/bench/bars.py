@@ -9,12 +9,12 @@ from matplotlib.figure import Figure as Canvas
 
 from rmc_kernels.bench.cases import MODES, Mode
 from rmc_kernels.bench.palette import Look, looks
-from rmc_kernels.bench.record import CaseResult, Figure, Spread
+from rmc_kernels.bench.record import Figure, Spread, TimedCase
 
-Value = Callable[[CaseResult, Figure], Spread | None]
+Value = Callable[[TimedCase, Figure], Spread | None]
 
 
-def draw(cases: Sequence[CaseResult], label: str, value: Value, *, log: bool) -> Canvas | None:
+def draw(cases: Sequence[TimedCase], label: str, value: Value, *, log: bool) -> Canvas | None:
     """Grouped bars with quartiles, a panel for each mode; None where no figure has a value."""
     panels = {mode: [case for case in cases if case.case.mode == mode] for mode in MODES}
     panels = {mode: chosen for mode, chosen in panels.items() if any(_values(chosen, value))}
@@ -34,9 +34,7 @@ def draw(cases: Sequence[CaseResult], label: str, value: Value, *, log: bool) ->
     return canvas
 
 
-def _panel(
-    ax: Axes, mode: Mode, cases: Sequence[CaseResult], look: Mapping[str, Look], value: Value, log: bool
-) -> None:
+def _panel(ax: Axes, mode: Mode, cases: Sequence[TimedCase], look: Mapping[str, Look], value: Value, log: bool) -> None:
     position, ticks = 0.0, []
     for case in cases:
         found = _values([case], value)
@@ -64,11 +62,11 @@ def _panel(
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _tick(case: CaseResult) -> str:
+def _tick(case: TimedCase) -> str:
     threads = "" if case.case.threads == 1 else f"\n{case.case.threads} threads"
     return case.case.size.replace(" N=", "\nN=") + threads + ("\n(in doubt)" if case.contention else "")
 
 
-def _values(cases: Sequence[CaseResult], value: Value) -> list[tuple[Figure, Spread]]:
+def _values(cases: Sequence[TimedCase], value: Value) -> list[tuple[Figure, Spread]]:
     found = [(figure, value(case, figure)) for case in cases for figure in case.figures]
     return [(figure, spread) for figure, spread in found if spread is not None]

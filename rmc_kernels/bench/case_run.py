@@ -14,7 +14,7 @@ from rmc_kernels.bench import ceilings, contention, memory, parity
 from rmc_kernels.bench.cases import Case, Group
 from rmc_kernels.bench.contestants import Contestant, timed
 from rmc_kernels.bench.problem import draw
-from rmc_kernels.bench.record import CaseResult, Figure, Status, timed_figure
+from rmc_kernels.bench.record import Figure, Status, TimedCase, timed_figure
 from rmc_kernels.bench.timing import Clock, Entry, clock_for, interleave
 from rmc_kernels.errors import in_short
 
@@ -60,7 +60,7 @@ def run_case(
     meter: Meter,
     on_progress: Callable[[float], None] = lambda share: None,
     clock: Callable[[str, int], tuple[str, Clock]] | None = None,
-) -> CaseResult:
+) -> TimedCase:
     """Check the contestants of one case, time those that are right in turn, then measure their memory.
 
     Args:
@@ -100,7 +100,7 @@ def run_case(
             else figure
             for number, (figure, contestant) in enumerate(zip(figures, contestants, strict=True))
         ]
-    return CaseResult(case, figures, contention.reasons([sample for taken in samples for sample in taken], load))
+    return TimedCase(case, figures, contention.reasons([sample for taken in samples for sample in taken], load))
 
 
 def checked(

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rmc_kernels.bench.contestants import YARDSTICK
-from rmc_kernels.bench.record import CaseResult, Figure
+from rmc_kernels.bench.record import Figure, TimedCase
 from rmc_kernels.bench.suite import SuiteResult
 from rmc_kernels.bench.table import print_wide
 
@@ -130,7 +130,7 @@ def show(changes: Sequence[Change], old: SuiteResult, new: SuiteResult, console:
     console.print(", ".join(f"{count} {kind}" for kind, count in counts.items()), highlight=False)
 
 
-def _change(before: CaseResult, after: CaseResult, old: Figure, threshold: float) -> Change:
+def _change(before: TimedCase, after: TimedCase, old: Figure, threshold: float) -> Change:
     new = next((figure for figure in after.figures if figure.label == old.label and figure.timed), None)
     if new is None:
         return Change(before.case.name, old.label, "nothing", None, None, "lost")
@@ -154,7 +154,7 @@ def _change(before: CaseResult, after: CaseResult, old: Figure, threshold: float
     return Change(before.case.name, old.label, relative_to, ratio, memory, verdict, sampled)
 
 
-def _paired(before: CaseResult, old: Figure, after: CaseResult, new: Figure) -> tuple[str, list[float], list[float]]:
+def _paired(before: TimedCase, old: Figure, after: TimedCase, new: Figure) -> tuple[str, list[float], list[float]]:
     """What samples are made relative to, and the old and the new ones."""
     pairs = ((before, old), (after, new))
     eager = [_eager(result) for result, _ in pairs]
@@ -170,7 +170,7 @@ def _paired(before: CaseResult, old: Figure, after: CaseResult, new: Figure) -> 
     return "nothing", old.seconds, new.seconds
 
 
-def _of_medians(before: CaseResult, old: Figure, after: CaseResult, new: Figure) -> tuple[str, float]:
+def _of_medians(before: TimedCase, old: Figure, after: TimedCase, new: Figure) -> tuple[str, float]:
     """What times are relative to, and new over old, of medians alone."""
     then, now = before.speed_up(old), after.speed_up(new)
     if then is not None and now is not None:
@@ -180,7 +180,7 @@ def _of_medians(before: CaseResult, old: Figure, after: CaseResult, new: Figure)
     return "nothing", new.spread.median / old.spread.median
 
 
-def _eager(result: CaseResult) -> list[float]:
+def _eager(result: TimedCase) -> list[float]:
     found = (f.seconds for f in result.figures if f.contestant == YARDSTICK and f.threads == 1)
     return next(found, [])
 

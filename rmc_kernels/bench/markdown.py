@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 from rmc_kernels.bench.contestants import YARDSTICK
-from rmc_kernels.bench.record import OURS, CaseResult, Figure, Spread
+from rmc_kernels.bench.record import OURS, Figure, Spread, TimedCase
 from rmc_kernels.bench.scaling import NAMES, Curve, curves
 from rmc_kernels.bench.suite import SuiteResult
 from rmc_kernels.bench.targets import TARGETS
@@ -26,7 +26,7 @@ def about(result: SuiteResult) -> str:
         lines.append(f"The run took {machine['seconds']:.0f} s.")
     if doubted:
         lines.append(f"{len(doubted)} of {len(result.cases)} cases are in doubt; the reasons, and in how many cases:")
-        reasons: dict[str, list[CaseResult]] = {}
+        reasons: dict[str, list[TimedCase]] = {}
         for case in doubted:
             for reason in case.contention:
                 reasons.setdefault(reason.partition(":")[0], []).append(case)
@@ -189,7 +189,7 @@ BLOCKS: dict[str, Callable[[SuiteResult], str]] = {
 }
 
 
-def _single(result: SuiteResult) -> list[CaseResult]:
+def _single(result: SuiteResult) -> list[TimedCase]:
     """The cases of no curve."""
     found = curves(result.cases)
     return [case for case in result.cases if not any(curve.holds(case.case) for curve in found)]
@@ -203,7 +203,7 @@ def _settings(result: SuiteResult, axis: str) -> dict[str, list[Curve]]:
     return found
 
 
-def _find(case: CaseResult, contestant: str, threads: int = 1) -> Figure | None:
+def _find(case: TimedCase, contestant: str, threads: int = 1) -> Figure | None:
     """The contestant's figure on so many threads, if it was timed."""
     found = (f for f in case.figures if f.contestant == contestant and f.threads == threads and f.timed)
     return next(found, None)
@@ -221,7 +221,7 @@ def _slopes(curve: Curve, quantity: str) -> str:
     return "" if fitted is None or last is None else f"{fitted:.2f} ({last:.2f})"
 
 
-def _per_step(case: CaseResult, figure: Figure | None) -> str:
+def _per_step(case: TimedCase, figure: Figure | None) -> str:
     return "" if figure is None else f"{1e6 * figure.spread.median / case.case.steps:,.0f}"
 
 

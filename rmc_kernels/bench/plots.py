@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmc_kernels.bench import bars, growth, roofline
-from rmc_kernels.bench.record import CaseResult, Figure, Spread
+from rmc_kernels.bench.record import Figure, Spread, TimedCase
 from rmc_kernels.bench.scaling import curves
 
 
-def draw_all(cases: Sequence[CaseResult], folder: Path, prefix: str) -> list[Path]:
+def draw_all(cases: Sequence[TimedCase], folder: Path, prefix: str) -> list[Path]:
     """Write every plot that the results allow, as PNG; the paths written.
 
     Cases of a curve are drawn as curves, the others as bars and on the roofline.
@@ -34,9 +34,9 @@ def draw_all(cases: Sequence[CaseResult], folder: Path, prefix: str) -> list[Pat
     return written
 
 
-def _speed_up(case: CaseResult, figure: Figure) -> Spread | None:
+def _speed_up(case: TimedCase, figure: Figure) -> Spread | None:
     return case.speed_up(figure) if figure.label != "eager" else None
 
 
-def _share_of_peak(case: CaseResult, figure: Figure) -> Spread | None:
+def _share_of_peak(case: TimedCase, figure: Figure) -> Spread | None:
     return Spread.of([100 * share for share in figure.shares_of_peak]) if figure.fma else None

@@ -41,9 +41,9 @@ class Statistics:
         rounds: how many samples there were.
         seconds: of one call.
         best: the shortest of them.
-        speed_up: see `CaseResult.speed_up`.
-        scaling: see `CaseResult.scaling`.
-        times_ours: see `CaseResult.times_ours`.
+        speed_up: see `TimedCase.speed_up`.
+        scaling: see `TimedCase.scaling`.
+        times_ours: see `TimedCase.times_ours`.
         share_of_peak: see `Figure.share_of_peak`.
         times_bound: see `Figure.times_bound`.
     """
@@ -59,7 +59,7 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Statistics:
-        """The statistics among what `CaseResult.as_dict` wrote of a figure, which are taken out."""
+        """The statistics among what `TimedCase.as_dict` wrote of a figure, which are taken out."""
         values: dict[str, Any] = {}
         for name in (column.name for column in fields(cls) if column.name in data):
             values[name] = data.pop(name)
@@ -187,7 +187,7 @@ def timed_figure(figure: Figure, samples: Sequence[Sample]) -> Figure:
 
 
 @dataclass(frozen=True)
-class CaseResult:
+class TimedCase:
     """One case: its figures, and what speaks against them.
 
     Attributes:
@@ -200,7 +200,7 @@ class CaseResult:
     figures: list[Figure]
     contention: list[str]
 
-    def then(self, later: CaseResult) -> CaseResult:
+    def then(self, later: TimedCase) -> TimedCase:
         """The case with the samples of a later pass behind its own; of each kind of contention, the last."""
         figures = [one.then(other) for one, other in zip(self.figures, later.figures, strict=True)]
         kinds = {reason.partition(":")[0]: reason for reason in self.contention + later.contention}
@@ -259,7 +259,7 @@ class CaseResult:
             "gflops": figure.flops / spread.median / 1e9,
         }
 
-    def without_samples(self) -> CaseResult:
+    def without_samples(self) -> TimedCase:
         """The case with statistics in place of samples, and without notes on what was timed."""
 
         def kept(figure: Figure) -> Figure:
@@ -287,7 +287,7 @@ class CaseResult:
         return asdict(self) | {"name": self.case.name, "figures": figures}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> CaseResult:
+    def from_dict(cls, data: dict[str, Any]) -> TimedCase:
         """The case that `as_dict` wrote; summaries are computed again, not read."""
         figures = []
         for stored in data["figures"]:

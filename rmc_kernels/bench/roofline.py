@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from rmc_kernels.bench.cases import MODES, Case
 from rmc_kernels.bench.palette import looks
-from rmc_kernels.bench.record import CaseResult, Figure
+from rmc_kernels.bench.record import Figure, TimedCase
 
 #: One a case.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "h")
@@ -22,7 +22,7 @@ LINES = ("-", "--", "-.", ":")
 CEILING, FAINT = "0.25", "0.55"
 
 
-def draw(results: Sequence[CaseResult]) -> Canvas | None:
+def draw(results: Sequence[TimedCase]) -> Canvas | None:
     """A panel for each mode with the cell's implementations on one thread; None where there are no ceilings."""
     panels = {
         mode: [result for result in results if result.case.mode == mode and result.case.threads == 1 and _shown(result)]
@@ -63,11 +63,11 @@ def intensity(case: Case, figure: Figure) -> float:
     return figure.flops / (passes * case.steps * case.weight_bytes)
 
 
-def _shown(result: CaseResult) -> list[Figure]:
+def _shown(result: TimedCase) -> list[Figure]:
     return [figure for figure in result.figures if figure.is_rmc and figure.fma and figure.threads == 1]
 
 
-def _ceilings(ax: Axes, results: Sequence[CaseResult]) -> None:
+def _ceilings(ax: Axes, results: Sequence[TimedCase]) -> None:
     """Medians over all samples of the panel; a slope for each size of the weights, since caches differ."""
     figures = [figure for result in results for figure in _shown(result)]
     peak = median(value for figure in figures for value in figure.fma)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 
 from rmc_kernels.bench.cases import SYMBOLS, Case
-from rmc_kernels.bench.record import CaseResult, Figure, Spread
+from rmc_kernels.bench.record import Figure, Spread, TimedCase
 
 #: Symbol of each size that a curve may run along, and what it is.
 NAMES = {"B": "batch size", "T": "steps", "N": "memory slots", "D": "width of a slot", "H": "heads"}
@@ -92,11 +92,11 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     return sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True)) / spread
 
 
-def curves(results: Sequence[CaseResult]) -> list[Curve]:
+def curves(results: Sequence[TimedCase]) -> list[Curve]:
     """Every curve in the results: cases that differ in one size alone, at three sizes or more; for each contestant."""
     found = []
     for axis in NAMES:
-        groups: dict[tuple[tuple[str, object], ...], dict[int, CaseResult]] = {}
+        groups: dict[tuple[tuple[str, object], ...], dict[int, TimedCase]] = {}
         for result in results:
             sizes = asdict(result.case)
             size = sizes.pop(SYMBOLS[axis])
@@ -107,7 +107,7 @@ def curves(results: Sequence[CaseResult]) -> list[Curve]:
     return found
 
 
-def _of_group(axis: str, results: Sequence[CaseResult]) -> list[Curve]:
+def _of_group(axis: str, results: Sequence[TimedCase]) -> list[Curve]:
     labels = dict.fromkeys(figure.label for result in results for figure in result.figures)
     found = []
     for label in labels:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rmc_kernels.bench import contention, machine, memory, plots, table
 from rmc_kernels.bench.case_run import run_case, taking_part
 from rmc_kernels.bench.cases import SUITES, Case
-from rmc_kernels.bench.record import CaseResult
+from rmc_kernels.bench.record import TimedCase
 from rmc_kernels.bench.time_budget import TimeBudget
 
 SCHEMA = 1
@@ -37,7 +37,7 @@ class SuiteResult:
     name: str
     machine: dict[str, Any]
     absent: dict[str, str]
-    cases: list[CaseResult]
+    cases: list[TimedCase]
     command: str = ""
 
     @property
@@ -87,7 +87,7 @@ class SuiteResult:
         data = json.loads(text)
         if data.get("schema") != SCHEMA:
             raise ValueError(f"text takes a benchmark result of schema {SCHEMA}, got {data.get('schema')!r}")
-        cases = [CaseResult.from_dict(case) for case in data["cases"]]
+        cases = [TimedCase.from_dict(case) for case in data["cases"]]
         return cls(data["name"], data["machine"], data["absent"], cases, data.get("command", ""))
 
 
@@ -125,8 +125,8 @@ def run_suite(
     console = console or Console(quiet=True)
     start, about = time.perf_counter(), machine.describe(device)
     names, absent = taking_part(backend, [case for case, _ in chosen], device)
-    results: dict[Case, CaseResult] = {}
-    pace = TimeBudget([group.seconds for _, group in chosen], suite.limit)
+    results: dict[Case, TimedCase] = {}
+    budget = TimeBudget([group.seconds for _, group in chosen], suite.limit)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, auto_refresh=False) as progress, memory.Meter(device) as meter:
         task = progress.add_task("", total=len(chosen))
@@ -136,8 +136,8 @@ def run_suite(
                 progress.update(task, description=case.name, completed=number + share, refresh=True)
 
             show(0)
-            paced = replace(group, seconds=pace.allowance(number))
-            found = run_case(case, paced, names, device, about["load"], meter, show)
+            allowed = replace(group, seconds=budget.allowance(number))
+            found = run_case(case, allowed, names, device, about["load"], meter, show)
             results[case] = results[case].then(found) if case in results else found
             show(1)
     about |= {"seconds": time.perf_counter() - start, "load_after": contention.load_average()}

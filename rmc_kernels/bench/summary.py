@@ -18,7 +18,7 @@ import json
 from itertools import groupby, takewhile
 from typing import Any
 
-from rmc_kernels.bench.record import CaseResult, short
+from rmc_kernels.bench.record import TimedCase, short
 from rmc_kernels.bench.suite import SCHEMA, SuiteResult
 
 _HEADER = "# "
@@ -71,7 +71,7 @@ def from_csv(text: str) -> SuiteResult:
     for (name, contention), group in groupby(rows, lambda row: (row["case"], row["contention"])):
         figures = [_figure(row) for row in group]
         reasons = contention.split(_BETWEEN_REASONS) if contention else []
-        cases.append(CaseResult.from_dict({"name": name, "figures": figures, "contention": reasons}))
+        cases.append(TimedCase.from_dict({"name": name, "figures": figures, "contention": reasons}))
     return SuiteResult(about["name"], about["machine"], about["absent"], cases, about["command"])
 
 

@@ -10,14 +10,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rmc_kernels.bench.record import CaseResult, Figure
+from rmc_kernels.bench.record import Figure, TimedCase
 
 UNTIMED = {"parity failed": "[bold red]parity FAILED[/]", "error": "[bold red]ERROR[/]", "unavailable": "unavailable"}
 #: Columns the table needs to be readable.
 WIDTH = 136
 
 
-def show(cases: Sequence[CaseResult], title: str, console: Console) -> None:
+def show(cases: Sequence[TimedCase], title: str, console: Console) -> None:
     """Print the table at its full width."""
     print_wide(render(cases, title), console)
 
@@ -32,7 +32,7 @@ def print_wide(table: Table, console: Console) -> None:
         console.width = width
 
 
-def render(cases: Sequence[CaseResult], title: str) -> Table:
+def render(cases: Sequence[TimedCase], title: str) -> Table:
     """One section a case, one row a contestant."""
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("case", no_wrap=True)
@@ -50,7 +50,7 @@ def render(cases: Sequence[CaseResult], title: str) -> Table:
     return table
 
 
-def _row(result: CaseResult, figure: Figure) -> tuple[str, ...]:
+def _row(result: TimedCase, figure: Figure) -> tuple[str, ...]:
     if not figure.timed:
         return (figure.label, UNTIMED[figure.status])
     low, median, high = (1e6 * seconds / result.case.steps for seconds in figure.spread)
@@ -70,7 +70,7 @@ def _row(result: CaseResult, figure: Figure) -> tuple[str, ...]:
     )
 
 
-def notes(cases: Sequence[CaseResult], absent: Mapping[str, str], machine: Mapping[str, Any]) -> list[str]:
+def notes(cases: Sequence[TimedCase], absent: Mapping[str, str], machine: Mapping[str, Any]) -> list[str]:
     """What the columns mean, who took no part, and where the machine was not quiet."""
     lines = [
         f"torch {machine['torch']}, Python {machine['python']}, rmc_kernels {machine['rmc_kernels']}, "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rmc_kernels.bench.cases import MODES, Case
-from rmc_kernels.bench.record import CaseResult, Figure
+from rmc_kernels.bench.record import Figure, TimedCase
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Measure:
 
     shown: str
     at_least: bool
-    of: Callable[[CaseResult, Figure], float | None]
+    of: Callable[[TimedCase, Figure], float | None]
 
     def met(self, value: float, target: float) -> bool:
         """Whether the value is as asked."""
@@ -44,7 +44,7 @@ class Target(NamedTuple):
         return "at the aim" if self.aim is not None and self.measure.met(value, self.aim) else "met"
 
 
-def _scaling(case: CaseResult, figure: Figure) -> float | None:
+def _scaling(case: TimedCase, figure: Figure) -> float | None:
     spread = case.scaling(figure)
     return None if spread is None else spread.median
 

@@ -17,7 +17,7 @@ from rmc_kernels.tasks.files import replacing
 from rmc_kernels.tasks.history import History
 from rmc_kernels.tasks.plots import CORES, groups, model_label, plot_curves
 
-#: Every block between these marks is replaced by the table of the folder that it names.
+#: Every block between these markers is replaced by the table of the folder that it names.
 BLOCK = re.compile(r"(<!-- table: ([\w/.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: Of a picture: a third of the bytes, and the lines keep their colours.
 COLOURS = 48

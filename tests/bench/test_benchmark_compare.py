@@ -20,7 +20,7 @@ from rmc_kernels.bench.cases import SUITES, Case, Group, Suite
 from rmc_kernels.bench.command import bench
 from rmc_kernels.bench.compare import Change, compare, interval
 from rmc_kernels.bench.gpu import report as gpu
-from rmc_kernels.bench.record import CaseResult, Figure
+from rmc_kernels.bench.record import Figure, TimedCase
 from rmc_kernels.bench.suite import SuiteResult, run_suite
 from rmc_kernels.bench.targets import BOUND, TARGETS
 from tests.bench_cases import BRIEF, SMALL, SMALL_TRAINING, figure
@@ -36,14 +36,14 @@ def noisy(seconds: float, seed: int, drift: Drift = lambda number: 1.0, noise: f
     return [seconds * drift(number) * rng.lognormvariate(0, noise) for number in range(ROUNDS)]
 
 
-def result(*cases: CaseResult, **about: object) -> SuiteResult:
+def result(*cases: TimedCase, **about: object) -> SuiteResult:
     return SuiteResult("quick", machine.describe("cpu") | about, {}, list(cases))
 
 
 def record(factor: float, seed: int, drift: Drift = lambda number: 1.0, peak: int | None = None) -> SuiteResult:
     """A build that is `factor` times slower, on a machine that drifts."""
     eager, ours = noisy(4.0, seed, drift), noisy(1.0 * factor, seed + 1, drift)
-    return result(CaseResult(SMALL, [figure("eager", eager), figure("rmc cpu", ours, peak_bytes=peak)], []))
+    return result(TimedCase(SMALL, [figure("eager", eager), figure("rmc cpu", ours, peak_bytes=peak)], []))
 
 
 def verdicts(changes: Sequence[Change]) -> list[str]:
@@ -78,7 +78,7 @@ def test_a_machine_that_slows_down_is_no_regression() -> None:
 
 def test_without_eager_the_peak_is_the_measure() -> None:
     def build(seconds: float, fma: float) -> SuiteResult:
-        return result(CaseResult(SMALL, [figure("rmc cpu", noisy(seconds, 1, noise=0.01), fma=fma)], []))
+        return result(TimedCase(SMALL, [figure("rmc cpu", noisy(seconds, 1, noise=0.01), fma=fma)], []))
 
     (same,) = compare(build(1.0, 100.0), build(2.0, 50.0))
     (slower,) = compare(build(1.0, 100.0), build(2.0, 100.0))
@@ -102,7 +102,7 @@ def test_memory_that_grew_and_what_was_lost_are_flagged() -> None:
         "same"
     ]  # a page is no regression
     failed = Figure("rmc cpu", 1, 1, "CPU time", "parity failed", note="memories")
-    broken = result(CaseResult(SMALL, [figure("eager", noisy(4.0, 3)), failed], []))
+    broken = result(TimedCase(SMALL, [figure("eager", noisy(4.0, 3)), failed], []))
     assert verdicts(compare(small, broken)) == ["lost"]
 
 
@@ -216,15 +216,15 @@ def whole() -> SuiteResult:
     single = [figure("eager", [4.0] * 3), figure("lstm", [0.5] * 3), figure("rmc cpu", [1.0] * 3)]
     two = [figure("eager", [3.0] * 3, threads=2), figure("rmc cpu", [0.5] * 3, threads=2)]
     cases = [
-        CaseResult(Case(16, 16, 8, 256), single, ["other processes were running: load average 3.0 at the start"]),
-        CaseResult(Case(16, 16, 8, 256, threads=2), [*single, *two], []),
+        TimedCase(Case(16, 16, 8, 256), single, ["other processes were running: load average 3.0 at the start"]),
+        TimedCase(Case(16, 16, 8, 256, threads=2), [*single, *two], []),
     ]
     for steps in (10, 100, 1000):
         models = [
             figure("transformer", [1e-6 * steps**2] * 3, flops=steps**2, peak_bytes=steps**2 * MIB),
             figure("rmc cpu", [1e-4 * steps] * 3, flops=steps, peak_bytes=steps * MIB),
         ]
-        cases.append(CaseResult(Case(2, steps, 4, 32, mode="forward+backward"), models, []))
+        cases.append(TimedCase(Case(2, steps, 4, 32, mode="forward+backward"), models, []))
     return result(*cases)
 
 
@@ -284,7 +284,7 @@ def test_a_document_without_right_markers_is_left_alone(whole: SuiteResult, tmp_
 def test_without_samples_medians_quartiles_and_counts_stay(whole: SuiteResult) -> None:
     rival, ours = figure("lstm", [2.0, 3.0, 4.0, 50.0]), figure("rmc cpu", [1.0, 1.0, 4.0, 5.0], peak_bytes=7)
     eager, failed = figure("eager", [4.0] * 4), Figure("rmc new", 1, 5, "CPU time", "parity failed", note="memories")
-    before = result(CaseResult(replace(SMALL, batch_size=1), [eager, rival, ours, failed], ["cores changed speed"]))
+    before = result(TimedCase(replace(SMALL, batch_size=1), [eager, rival, ours, failed], ["cores changed speed"]))
     text = before.without_samples().to_json()
     after = SuiteResult.from_json(text)
     (case,) = after.cases
@@ -307,8 +307,8 @@ def test_without_samples_medians_quartiles_and_counts_stay(whole: SuiteResult) -
 def test_what_is_odd_comes_back_from_csv() -> None:
     """Figures that failed, texts of several lines, commas, quotes and a line that looks like the header."""
     broken = Figure("rmc cpu", 1, 7, status="error", note='of "x", y', trace="one\n# two: 3\n", is_rmc=False)
-    doubted = CaseResult(SMALL, [broken, figure("eager", [1.0])], ["cores changed speed: 20 %", "load: 2.0"])
-    failed = CaseResult(replace(SMALL, threads=2), [broken], [])
+    doubted = TimedCase(SMALL, [broken, figure("eager", [1.0])], ["cores changed speed: 20 %", "load: 2.0"])
+    failed = TimedCase(replace(SMALL, threads=2), [broken], [])
     odd = replace(result(doubted, failed), absent={"triton": "none: # 0, or\nso"}, command="rmc bench")
     again = summary.from_csv(summary.to_csv(odd))
     assert again == odd.without_samples()
@@ -318,7 +318,7 @@ def test_what_is_odd_comes_back_from_csv() -> None:
 
 
 def test_numbers_without_samples_are_rounded_to_more_than_any_table_shows() -> None:
-    third = SuiteResult.from_json(result(CaseResult(SMALL, [figure("eager", [1 / 3])], [])).without_samples().to_json())
+    third = SuiteResult.from_json(result(TimedCase(SMALL, [figure("eager", [1 / 3])], [])).without_samples().to_json())
     assert third.cases[0].figures[0].best == 0.3333333
 
 
@@ -338,7 +338,7 @@ def test_medians_are_compared_where_samples_are_missing(factor: float, verdict: 
 def test_without_eager_medians_are_relative_to_the_peak_or_to_nothing() -> None:
     def build(seconds: float, fma: float) -> SuiteResult:
         ours = figure("rmc cpu", [seconds] * 3, fma=fma) if fma else replace(figure("rmc cpu", [seconds]), fma=[])
-        return result(CaseResult(SMALL, [ours], [])).without_samples()
+        return result(TimedCase(SMALL, [ours], [])).without_samples()
 
     (same,) = compare(build(1.0, 100.0), build(2.0, 50.0))
     (slower,) = compare(build(1.0, 100.0), build(2.0, 100.0))
@@ -389,7 +389,7 @@ def test_a_report_of_a_gpu_is_summarized(tmp_path: Path) -> None:
     assert found.exit_code == 0, found.output
     stage = json.loads(path.read_text())["stages"]["forward"]
     assert stage["ok"] is True
-    assert CaseResult.from_dict(stage["cases"][0]).figures[1].rounds == ROUNDS
+    assert TimedCase.from_dict(stage["cases"][0]).figures[1].rounds == ROUNDS
     assert "wall" not in path.read_text()
 
 

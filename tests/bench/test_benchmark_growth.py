@@ -1,4 +1,4 @@
-"""How figures grow: curves and their slopes, peak memory, the pace of a suite, and every plot."""
+"""How figures grow: curves and their slopes, peak memory, the time budget of a suite, and every plot."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from rmc_kernels.bench import growth, memory, plots, roofline
 from rmc_kernels.bench.cases import BASE, MODELS, SUITES, Case, around
 from rmc_kernels.bench.contestants import YARDSTICK, line_up
 from rmc_kernels.bench.palette import LOOKS, looks
-from rmc_kernels.bench.record import CaseResult, Figure
+from rmc_kernels.bench.record import Figure, TimedCase
 from rmc_kernels.bench.scaling import curves, slope
 from rmc_kernels.bench.time_budget import LEAST, TimeBudget
 from tests.bench_cases import SMALL, SMALL_TRAINING, figure
 
 
-def measured(cases: Sequence[Case], exponent: float = 1.0) -> list[CaseResult]:
+def measured(cases: Sequence[Case], exponent: float = 1.0) -> list[TimedCase]:
     """Results in which time and memory grow with some power of the product of all sizes."""
 
     def size(case: Case) -> float:
         return math.pow(case.batch_size * case.steps * case.mem_slots * case.mem_size, exponent)
 
     return [
-        CaseResult(
+        TimedCase(
             case,
             [
                 figure("eager", [3e-6 * size(case)] * 3),
@@ -65,7 +65,7 @@ def test_curves_are_found_among_cases() -> None:
 
 def test_the_end_of_a_curve_tells_where_it_goes() -> None:
     cases = around(BASE, steps=(1, 10, 100, 1000))
-    results = [CaseResult(case, [figure("transformer", [case.steps + 0.01 * case.steps**2] * 2)], []) for case in cases]
+    results = [TimedCase(case, [figure("transformer", [case.steps + 0.01 * case.steps**2] * 2)], []) for case in cases]
     (curve,) = curves(results)
     fitted, last = curve.slope("seconds"), curve.last_slope("seconds")
     assert fitted is not None
@@ -132,16 +132,16 @@ def test_whose_memory_is_measured() -> None:
     assert [(c.name, c.threads) for c in found if memory.measurable(c)] == [("eager", 1), ("rmc cpu", 1)]
 
 
-# -- pace --------------------------------------------------------------------------------------------------------------
+# -- time budget -------------------------------------------------------------------------------------------------------
 
 
 def run_within(wanted: Sequence[float], limit: float, besides: float) -> tuple[list[float], float]:
     """What each case is given where it costs `besides` times what it wanted on top; and the time of all."""
     clock = [0.0]
-    pace = TimeBudget(wanted, limit, now=lambda: clock[0])
+    budget = TimeBudget(wanted, limit, now=lambda: clock[0])
     given = []
     for number, seconds in enumerate(wanted):
-        given.append(pace.allowance(number))
+        given.append(budget.allowance(number))
         clock[0] += given[-1] + besides * seconds
     return given, clock[0]
 
@@ -192,7 +192,7 @@ def test_the_roofline_is_where_the_counts_say() -> None:
     found = figure("rmc cpu", [1.0], flops=4000)
     assert roofline.intensity(case, found) == 1000 / case.weight_bytes
     assert roofline.intensity(replace(case, mode="forward+backward"), found) == 500 / case.weight_bytes
-    assert roofline.draw([CaseResult(case, [replace(found, fma=[])], [])]) is None
+    assert roofline.draw([TimedCase(case, [replace(found, fma=[])], [])]) is None
 
 
 def test_no_two_contestants_look_alike() -> None:

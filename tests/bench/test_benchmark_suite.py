@@ -21,7 +21,7 @@ from rmc_kernels.bench import case_run, ceilings, contention, machine, parity, p
 from rmc_kernels.bench.cases import SUITES, Case, Group, Suite
 from rmc_kernels.bench.ceilings import Ceilings
 from rmc_kernels.bench.command import bench
-from rmc_kernels.bench.record import CaseResult, Figure, Spread
+from rmc_kernels.bench.record import Figure, Spread, TimedCase
 from rmc_kernels.bench.suite import SuiteResult, run_suite
 from tests.bench_cases import BRIEF, QUIET, SMALL, SMALL_TRAINING, figure, run_small
 
@@ -152,7 +152,7 @@ def test_figures_follow_from_samples() -> None:
     case = Case(2, 4, 3, 16, 2, 5, threads=2)
     slow, one = figure("eager", [4.0, 8.0, 6.0]), figure("rmc cpu", [1.0, 2.0, 1.0])
     two = figure("rmc cpu", [0.5, 2.0, 0.5], threads=2)
-    result = CaseResult(case, [slow, one, two], [])
+    result = TimedCase(case, [slow, one, two], [])
     assert result.speed_up(one) == Spread(4.0, 4.0, 5.0)  # of 4, 4, 6: paired, round by round
     assert result.scaling(two) == Spread(1.5, 2.0, 2.0)
     assert result.scaling(one) is None
@@ -183,7 +183,7 @@ def test_one_element_is_held_to_the_larger_bound() -> None:
 def test_json_round_trip(tmp_path: Path) -> None:
     figures = [figure("eager", [2.0, 3.0]), figure("rmc cpu", [1.0, 1.0])]
     failed = Figure("rmc new", 1, 5, "CPU time", "parity failed", note="memories: RMS", severity=3.0)
-    cases = [CaseResult(SMALL_TRAINING, [*figures, failed], ["cores changed speed"]), CaseResult(SMALL, figures, [])]
+    cases = [TimedCase(SMALL_TRAINING, [*figures, failed], ["cores changed speed"]), TimedCase(SMALL, figures, [])]
     result = SuiteResult("quick", machine.describe("cpu"), {"triton": "absent"}, cases)
     text = result.to_json()
     again = SuiteResult.from_json(text)
@@ -203,7 +203,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
 
 def test_plots_without_figures_are_left_out(tmp_path: Path) -> None:
     failed = Figure("rmc cpu", 1, 5, "CPU time", "error", note="broken")
-    assert plots.draw_all([CaseResult(SMALL, [failed], [])], tmp_path, "none") == []
+    assert plots.draw_all([TimedCase(SMALL, [failed], [])], tmp_path, "none") == []
 
 
 # -- the suite and the command -----------------------------------------------------------------------------------------
@@ -246,13 +246,13 @@ def test_passes_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_failed_in_one_pass_has_failed() -> None:
     right = Figure("rmc cpu", 1, 10, "CPU time", "timed", seconds=[1.0], wall=[2.0])
     wrong = Figure("rmc cpu", 1, 10, "CPU time", "parity failed", note="far off")
-    first = CaseResult(SMALL, [right], ["cores changed speed: by 20 %"])
+    first = TimedCase(SMALL, [right], ["cores changed speed: by 20 %"])
     again = first.then(
         replace(first, figures=[replace(right, seconds=[3.0])], contention=["cores changed speed: by 30 %"])
     )
     assert (again.figures[0].seconds, again.figures[0].wall) == ([1.0, 3.0], [2.0, 2.0])
     assert again.contention == ["cores changed speed: by 30 %"]
-    failed = CaseResult(SMALL, [wrong], [])
+    failed = TimedCase(SMALL, [wrong], [])
     assert first.then(failed).figures == failed.then(first).figures == [wrong]
 
 

@@ -12,7 +12,7 @@ import pytest
 from rmc_kernels import errors
 from rmc_kernels.bench.gpu import isolated_process, report, runtime, stages
 from rmc_kernels.bench.gpu.command import main
-from rmc_kernels.bench.record import CaseResult, Figure
+from rmc_kernels.bench.record import Figure, TimedCase
 from rmc_kernels.verify import check
 from rmc_kernels.verify.baseline import NO_YARDSTICK
 from tests.bench.test_gpu_command import CPU, CpuDevice, _report, _workload
@@ -136,7 +136,7 @@ def test_a_report_that_was_cut_off_starts_anew(tmp_path: Path) -> None:
 def test_an_infinite_severity_is_json(tmp_path: Path) -> None:
     place, case = CpuDevice(), _workload().timed[0].cases[0]
     figure = Figure("rmc cpu", 1, 0, "a clock", "parity failed", severity=float("inf"))
-    result = stages.Result([stages.Finding("a", "wrong")], 1.0, [CaseResult(case, [figure], [])])
+    result = stages.Result([stages.Finding("a", "wrong")], 1.0, [TimedCase(case, [figure], [])])
     path, _ = report.add(place, report.machine(place), "forward", result, tmp_path)
 
     def refuse(constant: str) -> None:
@@ -189,7 +189,7 @@ def test_a_row_says_in_which_arithmetic_float32_was(tmp_path: Path) -> None:
     place, cases = CpuDevice(), [_workload().timed[0].cases[0]]
     cases.append(replace(cases[0], dtype="bfloat16"))
     figures = [Figure(name, 1, 0, "a clock", "timed", seconds=[1.0]) for name in ("eager", "lstm")]
-    result = stages.Result([], 1.0, [CaseResult(case, figures, []) for case in cases])
+    result = stages.Result([], 1.0, [TimedCase(case, figures, []) for case in cases])
     about = {"products in float32": "high", "cuDNN in float32": "TF32 allowed"}
     report.add(place, report.machine(place) | {"device": about}, "forward", result, tmp_path)
     rows = [line.split("|") for line in _report(tmp_path)[1].splitlines() if "| lstm" in line or "| eager" in line]

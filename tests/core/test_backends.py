@@ -11,10 +11,9 @@ from torch import Tensor
 
 from rmc_kernels import RelationalMemory, backends, explain, relational_memory
 from rmc_kernels.read_heads import KINDS
-from rmc_kernels.verify import Case as VerifyCase
-from rmc_kernels.verify import check_case, criterion
+from rmc_kernels.verify import Case, check_case, criterion
 from tests import cases
-from tests.cases import OPTIONS, SPECS, Case, draw, served
+from tests.cases import OPTIONS, SPECS, DrawnCall, draw, served
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -46,7 +45,7 @@ FLOAT32 = [serving for serving in SERVING if serving.values[2] == "float32"]
 SLOW = (("reference", "cpu"), ("reference", "cuda"), ("triton", "cpu"))
 
 
-def _gradients(case: Case, memories: Tensor) -> dict[str, Tensor]:
+def _gradients(case: DrawnCall, memories: Tensor) -> dict[str, Tensor]:
     leaves = case.leaves()
     weight = torch.linspace(-1, 1, memories.numel(), dtype=memories.dtype).view_as(memories)
     found = torch.autograd.grad((memories * weight).sum(), list(leaves.values()), allow_unused=True)
@@ -87,7 +86,7 @@ def _parity_cases() -> list[Any]:
 @pytest.mark.parametrize("backend, device, dtype, name, option", _parity_cases())
 def test_parity(backend: str, device: str, dtype: str, name: str, option: str) -> None:
     spec, options = SPECS[name], OPTIONS[option]
-    case = VerifyCase(
+    case = Case(
         spec, dtype, 5, 5, lengths="lengths" in options, resets="resets" in options, dropout_mask=spec.dropout > 0
     )
     result = check_case(case, backend, device=device)
@@ -101,7 +100,7 @@ def _saved_cases() -> list[Any]:
 
 @pytest.mark.parametrize("backend, device, dtype, name", _saved_cases())
 def test_parity_with_saved_activations(backend: str, device: str, dtype: str, name: str) -> None:
-    result = check_case(VerifyCase(SPECS[name], dtype, 5, 5, lengths=True, resets=True, recompute="none"), backend)
+    result = check_case(Case(SPECS[name], dtype, 5, 5, lengths=True, resets=True, recompute="none"), backend)
     assert result.status == "right", (result.reason, result.misses)
 
 
@@ -143,7 +142,7 @@ def test_chunks_equal_the_whole_bit_for_bit(backend: str, device: str, dtype: st
         for key in ("resets", "dropout_mask"):
             if key in options:
                 options[key] = options[key][:, a:b]
-        part = Case(case.spec, case.x[:, a:b], memory, case.params, options).through_function(backend)
+        part = DrawnCall(case.spec, case.x[:, a:b], memory, case.params, options).through_function(backend)
         memory = part[:, -1]
         parts.append(part)
     assert torch.equal(torch.cat(parts, 1), whole)

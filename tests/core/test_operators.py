@@ -12,12 +12,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rmc_kernels import RelationalMemory, backends
 from rmc_kernels.backends import Call
-from tests.cases import SPECS, Case, draw, served
+from tests.cases import SPECS, DrawnCall, draw, served
 
 BACKENDS = [name for name, backend in backends.BACKENDS.items() if backend.unavailable() is None]
 
 
-def _forward_arguments(case: Case, backend: str, save: bool) -> tuple[Any, ...]:
+def _forward_arguments(case: DrawnCall, backend: str, save: bool) -> tuple[Any, ...]:
     call = case.call()
     tensors = (call.x, call.memory, list(call.params), call.lengths, call.resets, call.reset_memory, call.dropout_mask)
     return (*tensors, case.spec.as_json, backend, save)
@@ -73,7 +73,7 @@ def test_make_fx_records_the_operators(backend: str) -> None:
     case = draw(SPECS["sonnet"], dtype=torch.float32)
 
     def run(x: Tensor) -> Tensor:
-        return Case(case.spec, x, case.memory, case.params, {}).through_function(backend)
+        return DrawnCall(case.spec, x, case.memory, case.params, {}).through_function(backend)
 
     graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(case.x)
     assert any("unroll_forward" in str(node.target) for node in graph.graph.nodes)
@@ -86,7 +86,7 @@ def test_make_fx_records_the_operators(backend: str) -> None:
 def test_compiled_gradients_equal_eager_ones(backend: str) -> None:
     case = draw(SPECS["sonnet"], ("lengths", "resets"), batch=3, steps=4, dtype=torch.float32, requires_grad=True)
     torch._dynamo.reset()
-    compiled = torch.compile(Case.through_function, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(DrawnCall.through_function, fullgraph=True, backend="aot_eager")
     leaves = tuple(case.leaves().values())
     memories, expected = compiled(case, backend), case.through_function(backend)
     torch.testing.assert_close(memories, expected)

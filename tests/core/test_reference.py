@@ -10,14 +10,14 @@ from torch import Tensor
 
 from rmc_kernels import CellSpec, relational_memory
 from tests import cases
-from tests.cases import OPTIONS, SPECS, Case, draw
+from tests.cases import OPTIONS, SPECS, DrawnCall, draw
 
 
-def _run(case: Case) -> tuple[Tensor, Tensor]:
+def _run(case: DrawnCall) -> tuple[Tensor, Tensor]:
     return relational_memory(**case.arguments(), backend="reference")
 
 
-def _function(case: Case):  # type: ignore[no-untyped-def]
+def _function(case: DrawnCall):  # type: ignore[no-untyped-def]
     """`case` as a function of its differentiable tensors, for gradcheck."""
     names = list(case.leaves())
 
@@ -27,7 +27,7 @@ def _function(case: Case):  # type: ignore[no-untyped-def]
         if "reset_memory" in given:
             options["reset_memory"] = given.pop("reset_memory")
         x, memory = given.pop("x"), given.pop("memory")
-        return _run(Case(case.spec, x, memory, given, options))
+        return _run(DrawnCall(case.spec, x, memory, given, options))
 
     return run, tuple(case.leaves().values())
 
@@ -57,7 +57,7 @@ def test_batch_elements_never_interact(name: str) -> None:
     case = draw(SPECS[name], batch=3)
     whole = _run(case)[0]
     options = {key: value[1:2] for key, value in case.options.items()}
-    alone = _run(Case(case.spec, case.x[1:2], case.memory[1:2], case.params, options))[0]
+    alone = _run(DrawnCall(case.spec, case.x[1:2], case.memory[1:2], case.params, options))[0]
     torch.testing.assert_close(whole[1:2], alone, rtol=1e-12, atol=1e-12)
 
 
@@ -65,7 +65,7 @@ def test_batch_elements_never_interact(name: str) -> None:
 def test_slots_are_permutation_equivariant(name: str) -> None:
     case = draw(replace(SPECS[name], dropout=0.0))
     order = torch.randperm(case.spec.mem_slots, generator=torch.Generator().manual_seed(3))
-    permuted = Case(case.spec, case.x, case.memory[:, order], case.params, {})
+    permuted = DrawnCall(case.spec, case.x, case.memory[:, order], case.params, {})
     torch.testing.assert_close(_run(permuted)[0], _run(case)[0][:, :, order], rtol=1e-12, atol=1e-12)
 
 
@@ -81,7 +81,7 @@ def test_chunks_equal_the_whole_bit_for_bit(name: str, dtype: torch.dtype) -> No
         for key in ("resets", "dropout_mask"):
             if key in options:
                 options[key] = options[key][:, a:b]
-        part, memory = _run(Case(case.spec, case.x[:, a:b], memory, case.params, options))
+        part, memory = _run(DrawnCall(case.spec, case.x[:, a:b], memory, case.params, options))
         parts.append(part)
     assert torch.equal(torch.cat(parts, 1), whole)
     assert torch.equal(memory, final)
@@ -98,7 +98,7 @@ def test_lengths_freeze_the_memory_and_resets_past_them_are_ignored() -> None:
         last = memories[b, length - 1] if length else case.memory[b]
         assert torch.equal(memories[b, length:], last.expand(6 - length, -1, -1))
         assert torch.equal(final[b], last)
-    short = Case(case.spec, case.x[1:2, :2], case.memory[1:2], case.params, {})
+    short = DrawnCall(case.spec, case.x[1:2, :2], case.memory[1:2], case.params, {})
     short.options = {"resets": case.options["resets"][1:2, :2], "reset_memory": case.options["reset_memory"][1:2]}
     torch.testing.assert_close(memories[1:2, :2], _run(short)[0], rtol=1e-12, atol=1e-12)
 
@@ -107,7 +107,7 @@ def test_a_reset_starts_from_reset_memory_and_cuts_the_gradient() -> None:
     case = draw(SPECS["sonnet"], ("resets",), batch=1, steps=4, requires_grad=True)
     case.options["resets"] = torch.tensor([[False, False, True, False]])
     memories, _ = _run(case)
-    fresh = Case(case.spec, case.x[:, 2:], case.options["reset_memory"], case.params, {})
+    fresh = DrawnCall(case.spec, case.x[:, 2:], case.options["reset_memory"], case.params, {})
     torch.testing.assert_close(memories[:, 2:], _run(fresh)[0], rtol=1e-12, atol=1e-12)
     memories[:, 3].sum().backward()
     assert case.x.grad is not None
@@ -122,7 +122,7 @@ def test_a_reset_starts_from_reset_memory_and_cuts_the_gradient() -> None:
 def test_what_stands_in_the_padding_never_matters(name: str, value: float) -> None:
     """Of x and a dropout mask behind the length; and of both memories where an element never runs."""
 
-    def gradients(case: Case) -> dict[str, Tensor]:
+    def gradients(case: DrawnCall) -> dict[str, Tensor]:
         memories, _ = _run(case)
         memories.sum().backward()
         return {key: leaf.grad for key, leaf in case.leaves().items() if leaf.grad is not None}

@@ -22,9 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from rmc_kernels import CellSpec, RelationalMemory, backends
 from rmc_kernels.backends import Backend, Call
-from rmc_kernels.verify import Case as VerifyCase
-from rmc_kernels.verify import baseline, check_case
-from tests.cases import SPECS, Case, draw
+from rmc_kernels.verify import Case, baseline, check_case
+from tests.cases import SPECS, DrawnCall, draw
 from tests.not_finite import draw_spec, kinds, spoil, spoil_padding, with_lengths
 
 if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
@@ -67,7 +66,7 @@ def run_call(
     return memories, {name: g for name, g, need in zip(names, found, needs, strict=True) if need}
 
 
-def run(case: Case, save: bool = False, grad: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+def run(case: DrawnCall, save: bool = False, grad: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """`run_call` of a case."""
     return run_call(case.spec, case.call(), grad, save)
 
@@ -96,7 +95,7 @@ def test_parity(name: str, dtype: str, options: bool) -> None:
     With options that is lengths (NaN behind them), resets, dropout and activations that were kept.
     """
     spec = (SPECS | WIDE)[name]
-    case = VerifyCase(
+    case = Case(
         spec, dtype, 16, 3, lengths=options, resets=options, dropout_mask=options and not spec.input_rows_live,
         recompute="none" if options else "full",
     )  # fmt: skip
@@ -116,7 +115,7 @@ def test_parity_with_every_tile(entry: tiles.Entry, monkeypatch: pytest.MonkeyPa
         other.tile for other in tiles.TABLE if other.wide == entry.wide and other.tile.rows == entry.tile.rows
     ]
     monkeypatch.setattr(tiles, "choose", lambda *args: tile.fitted(80))
-    case = VerifyCase(
+    case = Case(
         CellSpec.sonnet(9, 3, 40, 2), "float32" if entry.wide else "bfloat16", 17, 1, lengths=True, resets=True
     )  # fmt: skip
     with patch.object(baseline, "FEWEST_DRAWS", dict.fromkeys(baseline.FEWEST_DRAWS, 3)), strict() as report:
@@ -229,7 +228,7 @@ def test_a_chunk_is_one_launch_to_recompute_and_one_to_walk_back(
     assert others <= 9, "the forward pass; the input's side, for it, for its recomputation and on the way back"
 
 
-def _tiles(case: Case) -> tuple[int, int]:
+def _tiles(case: DrawnCall) -> tuple[int, int]:
     """Programs of a call, and rows of all of them."""
     rows = launch.tile_of(case.spec, case.call()).rows
     programs = -(-case.x.shape[0] // (rows // tiles.padded_rows(case.spec)))

@@ -18,7 +18,7 @@ from torch import Tensor
 from rmc_kernels import CellSpec, backends, explain
 from rmc_kernels.backends.reference import unroll
 from rmc_kernels.verify import criterion
-from tests.cases import SPECS, Case, draw
+from tests.cases import SPECS, DrawnCall, draw
 
 if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
     pytest.skip("runs under TRITON_INTERPRET=1, which `make test` sets", allow_module_level=True)
@@ -43,7 +43,7 @@ WIDE = {
 }
 
 
-def run(case: Case) -> Tensor:
+def run(case: DrawnCall) -> Tensor:
     return TRITON.forward(case.spec, case.call(), False)[0]
 
 
@@ -95,7 +95,7 @@ def test_parity_with_every_tile(tile: tiles.Tile, dtype: torch.dtype, monkeypatc
     assert found.ok, str(found)
 
 
-def _mask(case: Case) -> Tensor:
+def _mask(case: DrawnCall) -> Tensor:
     batch, steps = case.x.shape[:2]
     shape = (batch, steps, case.spec.num_heads, case.spec.mem_slots, case.spec.total_rows)
     return (torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.8).to(case.x.dtype) / 0.8
@@ -294,4 +294,4 @@ def test_any_strides(change: Callable[[Tensor], Tensor]) -> None:
         expected = run(case)
         options = {name: change(value) if value.dim() > 1 else value for name, value in case.options.items()}
         params = {name: change(value) for name, value in case.params.items()}
-        assert torch.equal(run(Case(case.spec, change(case.x), change(case.memory), params, options)), expected)
+        assert torch.equal(run(DrawnCall(case.spec, change(case.x), change(case.memory), params, options)), expected)

@@ -23,7 +23,7 @@ from triton.runtime.driver import driver
 from rmc_kernels import CellSpec, backends, explain, relational_memory
 from rmc_kernels.backends import Call
 from rmc_kernels.backends.triton import activations, gradients, launch
-from tests.cases import SPECS, Case, draw
+from tests.cases import SPECS, DrawnCall, draw
 from tools.offline import offline
 
 TRITON = backends.BACKENDS["triton"]
@@ -78,7 +78,7 @@ class _Recorder(TorchDispatchMode):
         return made
 
 
-def _set_values(case: Case, last: bool) -> None:
+def _set_values(case: DrawnCall, last: bool) -> None:
     """The two extremes: whole lengths, no reset and nothing dropped; or the opposite, with an x that is not finite."""
     case.x.fill_(float("nan") if last else 1.0)
     case.options["lengths"].fill_(0 if last else case.x.shape[1])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rmc_kernels import CellSpec, backends
 from rmc_kernels.backends import Call, cpu
-from tests.cases import SPECS, VARIANTS, Case, draw
+from tests.cases import SPECS, VARIANTS, DrawnCall, draw
 from tools.mutation.judges import (
     OPTIONS,
     TOLERANCE,
@@ -29,7 +29,7 @@ from tools.mutation.judges import (
 )
 
 #: A case with what the reference makes of it.
-Vector = tuple[str, Case, dict[str, Tensor]]
+Vector = tuple[str, DrawnCall, dict[str, Tensor]]
 
 #: Cells for what only some sizes reach, with B and T of a call: attention over many slots, with room between its lanes
 #: and without; groups of one element; more blocks and layers than two; more input rows than are projected at once.
@@ -52,7 +52,7 @@ _FULL = (15, 19, 36, 40, 1)
 
 def cpp_vectors(dtype: str) -> list[Vector]:
     """Every cell with and without options; one step, one element; several groups of them; what only sizes reach."""
-    drawn: dict[str, Case] = {}
+    drawn: dict[str, DrawnCall] = {}
     kind = getattr(torch, dtype)
     for name, spec in SPECS.items():
         for options in (OPTIONS, ()):
@@ -139,7 +139,7 @@ class _Watched:
         return result
 
 
-def _cpp_frozen_step(backend: backends.Backend, case: Case, exact: dict[str, Tensor]) -> None:
+def _cpp_frozen_step(backend: backends.Backend, case: DrawnCall, exact: dict[str, Tensor]) -> None:
     """A frozen step from the given memory, from the initial one, and where some elements start over."""
 
     def refused(*_: object) -> NoReturn:

@@ -17,7 +17,7 @@ from torch import Tensor
 from rmc_kernels import CellSpec, backends
 from rmc_kernels.backends.reference import unroll
 from tests import golden
-from tests.cases import SPECS, VARIANTS, Case, draw
+from tests.cases import SPECS, VARIANTS, DrawnCall, draw
 from tools.mutation.mutant import SURVIVED
 
 #: Largest error of float32 in units of the largest value; honest float32 is within a hundredth of it.
@@ -93,7 +93,7 @@ def reference() -> None:
 # -- what they share ---------------------------------------------------------------------------------------------------
 
 
-def expected(case: Case) -> dict[str, Tensor]:
+def expected(case: DrawnCall) -> dict[str, Tensor]:
     """Memories, and the gradients of all leaves for the cotangent of `outcome`, by the reference."""
     for leaf in case.leaves().values():
         leaf.requires_grad_()
@@ -106,7 +106,7 @@ def expected(case: Case) -> dict[str, Tensor]:
 
 
 def outcome(
-    backend: str | backends.Backend, case: Case, kept: bool, wanted: set[str] | None = None
+    backend: str | backends.Backend, case: DrawnCall, kept: bool, wanted: set[str] | None = None
 ) -> dict[str, Tensor]:
     """The same by a fused backend, all of it or only some gradients."""
     if isinstance(backend, str):
@@ -125,14 +125,14 @@ def _cotangent(memories: Tensor) -> Tensor:
     return drawn.to(torch.float32).to(memories.dtype)
 
 
-def _running(case: Case) -> Tensor:
+def _running(case: DrawnCall) -> Tensor:
     """[B, T], 1 where the step is within the element's length."""
     steps = torch.arange(case.x.shape[1])
     lengths = case.options.get("lengths", torch.full(case.x.shape[:1], len(steps)))
     return (steps < lengths[:, None]).double()
 
 
-def with_padding(case: Case) -> Case:
+def with_padding(case: DrawnCall) -> DrawnCall:
     """The same with NaN past the lengths."""
     case.x[_running(case) == 0] = torch.nan
     return case

@@ -9,7 +9,7 @@ import torch
 
 from rmc_kernels import CellSpec
 from rmc_kernels.backends import BACKENDS
-from tests.cases import SPECS, Case, draw
+from tests.cases import SPECS, DrawnCall, draw
 from tools.mutation.judges import TOLERANCE, TOLERANCE_HALF, WIDE, Killed, compare, expected, outcome, with_padding
 
 #: For the Triton kernels, whose loops and masks depend on what the widths are multiples of; variants with an output
@@ -72,7 +72,7 @@ def triton_backward() -> None:
         tests.test_what_is_not_finite_stays_in_its_batch_element(name)
 
 
-def _interpreted(name: str, case: Case, gradients: bool, kept: bool = False) -> None:
+def _interpreted(name: str, case: DrawnCall, gradients: bool, kept: bool = False) -> None:
     from rmc_kernels.backends.triton import gradients as back
     from rmc_kernels.backends.triton import launch, tiles
     from tools.strict import strict
@@ -98,7 +98,7 @@ def _interpreted(name: str, case: Case, gradients: bool, kept: bool = False) -> 
         compare(value, exact[key], tolerance, f"{key}, {name}")
 
 
-def triton_cases() -> dict[str, Case]:
+def triton_cases() -> dict[str, DrawnCall]:
     """Small cells that reach every line of the device functions; those that reach most come first."""
     lengths = torch.tensor([3, 0, 2, 1, 3])
     # Those of the second and third element are past the end.

@@ -29,9 +29,8 @@ from torch import Tensor
 from rmc_kernels import backends
 from rmc_kernels.backends.reference import unroll
 from rmc_kernels.backends.triton import device, kept, launch, plan, tiles
-from rmc_kernels.verify import Case as VerifyCase
-from rmc_kernels.verify import baseline, check_case, criterion
-from tests.cases import SPECS, Case, draw
+from rmc_kernels.verify import Case, baseline, check_case, criterion
+from tests.cases import SPECS, DrawnCall, draw
 from tools.ptxsim import Report, Schedule
 from tools.simulate.simulated import simulated
 
@@ -99,7 +98,7 @@ def backward(name: str, dtype: str, target: str) -> Work:
                 found.append(_gradients(case, saved))
             work.add(reports)
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    verified = VerifyCase(
+    verified = Case(
         spec, dtype, 16, 2, lengths=True, resets=True, dropout_mask=not spec.input_rows_live,
         recompute=("full", "none")[len(name) % 2],
     )  # fmt: skip
@@ -111,7 +110,7 @@ def backward(name: str, dtype: str, target: str) -> Work:
     return work
 
 
-def _gradients(case: Case, saved: bool) -> list[Tensor]:
+def _gradients(case: DrawnCall, saved: bool) -> list[Tensor]:
     call = case.call()
     memories, activations = TRITON.forward(case.spec, call, saved)
     grad = torch.randn(memories.shape, generator=torch.Generator().manual_seed(1))

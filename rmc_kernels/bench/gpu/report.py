@@ -16,7 +16,7 @@ from typing import Any
 from rmc_kernels.bench.gpu.device import Device
 from rmc_kernels.bench.gpu.stages import STAGES, Result
 from rmc_kernels.bench.models import GATES
-from rmc_kernels.bench.record import CaseResult, Figure
+from rmc_kernels.bench.record import Figure, TimedCase
 from rmc_kernels.errors import in_short
 from rmc_kernels.info import facts
 
@@ -70,7 +70,7 @@ def without_samples(text: str) -> str:
     """The JSON of a report with medians, quartiles and counts in place of the samples of its cases."""
     data = json.loads(text)
     for stage in data["stages"].values():
-        stage["cases"] = [_plain(CaseResult.from_dict(case).without_samples().as_dict()) for case in stage["cases"]]
+        stage["cases"] = [_plain(TimedCase.from_dict(case).without_samples().as_dict()) for case in stage["cases"]]
     return json.dumps(data, indent=1, allow_nan=False)
 
 
@@ -136,7 +136,7 @@ def _stage(found: Mapping[str, Any]) -> str:
     for status in ("wrong", "error", "left out", "no yardstick", "not served"):
         lines += _listed(status, [each for each in found["findings"] if each["status"] == status])
     if found["cases"]:
-        lines.append(_times([CaseResult.from_dict(case) for case in found["cases"]], found["device"]))
+        lines.append(_times([TimedCase.from_dict(case) for case in found["cases"]], found["device"]))
     return "\n".join(lines)
 
 
@@ -160,7 +160,7 @@ def _listed(status: str, findings: Sequence[Mapping[str, str]]) -> list[str]:
     return [*lines[:SHOWN], *more, ""] if lines else []
 
 
-def _times(cases: Sequence[CaseResult], device: Mapping[str, Any]) -> str:
+def _times(cases: Sequence[TimedCase], device: Mapping[str, Any]) -> str:
     rows: list[tuple[str, ...]] = []
     for case in cases:
         for figure in case.figures:
@@ -187,7 +187,7 @@ def _times(cases: Sequence[CaseResult], device: Mapping[str, Any]) -> str:
     return f"Timed by {clock}.\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _note(case: CaseResult, figure: Figure, device: Mapping[str, Any]) -> str:
+def _note(case: TimedCase, figure: Figure, device: Mapping[str, Any]) -> str:
     """What else a reader should know: of float32 in which arithmetic it was, which torch has two settings for."""
     setting = "cuDNN in float32" if figure.contestant in GATES else "products in float32"
     arithmetic = f"{setting}: {device[setting]}" if case.case.dtype == "float32" and setting in device else ""

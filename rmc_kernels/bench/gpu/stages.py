@@ -18,10 +18,10 @@ from rmc_kernels.bench.gpu import isolated_process, runtime
 from rmc_kernels.bench.gpu.device import Device
 from rmc_kernels.bench.gpu.workload import Workload, backends_of
 from rmc_kernels.bench.problem import draw
-from rmc_kernels.bench.record import CaseResult
+from rmc_kernels.bench.record import TimedCase
 from rmc_kernels.errors import in_short
 from rmc_kernels.verify.baseline import NO_YARDSTICK
-from rmc_kernels.verify.check import CaseResult as Verified
+from rmc_kernels.verify.check import CaseResult
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
@@ -73,7 +73,7 @@ class Result:
 
     findings: list[Finding]
     seconds: float
-    cases: list[CaseResult] = field(default_factory=list)
+    cases: list[TimedCase] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -108,7 +108,7 @@ REST = Finding("the rest", "left out", "the run was ended before it")
 def verification(device: Device, workload: Workload, seconds: float, listener: Listener) -> Result:
     """Parity of every case, by the criterion of `rmc verify`."""
 
-    def found(job: tuple[verify.Case, str], result: Verified) -> list[Finding]:
+    def found(job: tuple[verify.Case, str], result: CaseResult) -> list[Finding]:
         if result.reason.startswith(NO_YARDSTICK):
             return [Finding(_name(job), "no yardstick", result.reason)]
         if result.status == "not served":
@@ -123,7 +123,7 @@ def verification(device: Device, workload: Workload, seconds: float, listener: L
 
     right: set[tuple[str, str]] = set()
 
-    def noted(job: tuple[verify.Case, str], result: Verified) -> list[Finding]:
+    def noted(job: tuple[verify.Case, str], result: CaseResult) -> list[Finding]:
         if result.status == "right" and result.backend == device.backend:
             right.add((result.case.spec.variant, result.case.dtype))
         return found(job, result)
@@ -141,7 +141,7 @@ def verification(device: Device, workload: Workload, seconds: float, listener: L
     return replace(result, findings=[*result.findings, *missed])
 
 
-def _verified(device: str, job: tuple[verify.Case, str]) -> Verified:
+def _verified(device: str, job: tuple[verify.Case, str]) -> CaseResult:
     case, backend = job
     return verify.check_case(case, backend, device=device)
 
@@ -173,9 +173,9 @@ def benchmark(mode: Mode, device: Device, workload: Workload, seconds: float, li
             partial(compile_all, device), groups, workers=_workers(), deadline=start + COMPILING * seconds
         ):
             listener.tell(f"compiled: {_case_name(done.job)} {done.error}")
-    cases: list[CaseResult] = []
+    cases: list[TimedCase] = []
 
-    def found(group: Group, given: tuple[CaseResult, str]) -> list[Finding]:
+    def found(group: Group, given: tuple[TimedCase, str]) -> list[Finding]:
         result, clocks = given
         cases.append(result)
         bad = [f"{figure.label}: {figure.status}: {figure.note}" for figure in result.figures if not figure.seconds]
@@ -203,7 +203,7 @@ def compile_all(device: Device, group: Group) -> None:
         checked(contestant, case, device.name)
 
 
-def time_case(device: Device, group: Group) -> tuple[CaseResult, str]:
+def time_case(device: Device, group: Group) -> tuple[TimedCase, str]:
     """One case, and the device's clocks under it; the contestants are checked, in this process too, before."""
     (case,) = group.cases
     found = run_case(case, group, [device.backend], device.name, None, device.meter, clock=device.clock)
