@@ -113,8 +113,8 @@ class FrozenCell:
 def _only_concatenates(read_head: nn.Module) -> bool:
     """Whether a call of it would flatten the memory and no more."""
     hooks = (*read_head._forward_pre_hooks, *read_head._forward_hooks)
-    plain = type(read_head) is ReadHead and read_head.kind == "concat"
-    return plain and not hooks and "forward" not in vars(read_head)
+    is_stock = type(read_head) is ReadHead and read_head.kind == "concat"
+    return is_stock and not hooks and "forward" not in vars(read_head)
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:

@@ -129,8 +129,8 @@ def attention_dropout(x: Tensor, spec: CellSpec, probability: float) -> Tensor:
 
 def autocasts(x: Tensor) -> bool:
     """Whether autocast is on for x's device."""
-    kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    device_type = x.device.type
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def prepare(

@@ -22,14 +22,14 @@ def parameter_(name: str, value: Tensor, spec: CellSpec) -> None:
     if name in ("forget_bias", "input_bias"):
         nn.init.constant_(value, getattr(spec, name))
         return
-    owner, kind = name.rsplit(".", 1)
+    owner, leaf = name.rsplit(".", 1)
     if owner.endswith("norm"):
-        nn.init.constant_(value, 1.0 if kind == "weight" else 0.0)
+        nn.init.constant_(value, 1.0 if leaf == "weight" else 0.0)
         return
     bound = 1 / math.sqrt(spec.parameter_shapes[f"{owner}.weight"][1])
     if spec.variant != "sonnet":
         nn.init.uniform_(value, -bound, bound)
-    elif kind == "bias":
+    elif leaf == "bias":
         nn.init.zeros_(value)
     else:
         nn.init.trunc_normal_(value, std=bound, a=-2 * bound, b=2 * bound)

@@ -73,8 +73,8 @@ def eager_step(memory: Tensor, row: Tensor, gate: Tensor, params: Params, spec: 
 
 def serves(spec: CellSpec) -> bool:
     """Whether this loop computes `spec`."""
-    plain = spec.num_blocks == 1 and spec.attention_mlp_layers == 2 and spec.input_rows is None
-    return plain and spec.variant == "sonnet" and spec.gate_style == "unit"
+    published_form = spec.num_blocks == 1 and spec.attention_mlp_layers == 2 and spec.input_rows is None
+    return published_form and spec.variant == "sonnet" and spec.gate_style == "unit"
 
 
 def compiled_step() -> Step:

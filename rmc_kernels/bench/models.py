@@ -43,8 +43,8 @@ class Recurrent(nn.Module):
 
     def __init__(self, name: str, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        kind = {"lstm": nn.LSTM, "gru": nn.GRU}[name]
-        self.layer = kind(input_size, hidden_size, batch_first=True)
+        module_class = {"lstm": nn.LSTM, "gru": nn.GRU}[name]
+        self.layer = module_class(input_size, hidden_size, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, I] to [B, T, hidden]."""

@@ -281,9 +281,9 @@ class TimedCase:
             return {"name": self.case.name, "figures": figures, "contention": self.contention}
         figures = []
         for figure in self.figures:
-            plain = asdict(figure) | {"summary": self.summary(figure)}
-            del plain["statistics"]
-            figures.append(plain)
+            stored = asdict(figure) | {"summary": self.summary(figure)}
+            del stored["statistics"]
+            figures.append(stored)
         return asdict(self) | {"name": self.case.name, "figures": figures}
 
     @classmethod
@@ -291,10 +291,10 @@ class TimedCase:
         """The case that `as_dict` wrote; summaries are computed again, not read."""
         figures = []
         for stored in data["figures"]:
-            plain = {name: value for name, value in stored.items() if name != "summary"}
-            if "rounds" in plain:
-                plain["statistics"] = Statistics.from_dict(plain)
-            figures.append(Figure(**plain))
+            values = {name: value for name, value in stored.items() if name != "summary"}
+            if "rounds" in values:
+                values["statistics"] = Statistics.from_dict(values)
+            figures.append(Figure(**values))
         case = Case(**data["case"]) if "case" in data else Case.from_text(data["name"])
         return cls(case, figures, data["contention"])
 
@@ -305,12 +305,12 @@ _DEFAULTS = asdict(Figure("", 0, 0))
 
 def short(figure: Figure) -> dict[str, Any]:
     """What of a figure is not at its default, rounded, with the statistics among it."""
-    plain = {name: value for name, value in asdict(figure).items() if value != _DEFAULTS[name]}
-    plain |= plain.pop("statistics", {})
-    for name, value in list(plain.items()):
+    shown = {name: value for name, value in asdict(figure).items() if value != _DEFAULTS[name]}
+    shown |= shown.pop("statistics", {})
+    for name, value in list(shown.items()):
         if isinstance(value, Spread):
-            plain |= {name: value.median, f"{name}_low": value.low, f"{name}_high": value.high}
-    return {name: _rounded(value) for name, value in plain.items() if value is not None}
+            shown |= {name: value.median, f"{name}_low": value.low, f"{name}_high": value.high}
+    return {name: _rounded(value) for name, value in shown.items() if value is not None}
 
 
 def _rounded(value: Any) -> Any:

@@ -72,8 +72,8 @@ def _read_version_1(path: Path, file: IO[bytes]) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(file) as archive:
             # torch reads nothing where these attributes tell of a folder.
-            plain = not any(record.external_attr for record in archive.infolist())
-            if plain and archive.testzip() is None:
+            has_no_folders = not any(record.external_attr for record in archive.infolist())
+            if has_no_folders and archive.testzip() is None:
                 file.seek(0)
                 state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -208,8 +208,8 @@ def _build(
     elif config.core == "transformer":
         core = Transformer(features, width, feedforward, config.dropout)
     else:
-        kind = nn.LSTM if config.core == "lstm" else nn.GRU
-        core = Recurrent(kind(features, width, batch_first=True), width)
+        core_class = nn.LSTM if config.core == "lstm" else nn.GRU
+        core = Recurrent(core_class(features, width, batch_first=True), width)
     head: MLP | Adaptive
     if config.head == "mlp":
         head = MLP(core.size, classes, config.readout_layers, config.readout_width)

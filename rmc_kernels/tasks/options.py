@@ -32,8 +32,8 @@ def with_options(function: Callable[..., None], *configs: type) -> Callable[...,
 
     def command(**values: Any) -> None:
         given = {name: values.pop(name) for name in names}
-        plain = {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
-        function(given={name: value for name, value in plain.items() if value is not None}, **values)
+        given = {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
+        function(given={name: value for name, value in given.items() if value is not None}, **values)
 
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in [*made, *own]]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -373,10 +373,10 @@ def checkpoint_to_resume(checkpoint: Path, wanted: Settings) -> dict[str, Any] |
             )
         return None
     loaded = read_checkpoint(checkpoint)
-    for kind, fields in wanted.items():
+    for group, fields in wanted.items():
         for name, value in fields.items():
-            before = loaded["what"][kind].get(name)
-            if before != value and not (kind == "training" and name in MAY_CHANGE):
+            before = loaded["what"][group].get(name)
+            if before != value and not (group == "training" and name in MAY_CHANGE):
                 name = "task" if name == "name" else name
                 raise ValueError(f"{name} must be {before!r} to go on from {checkpoint}, got {value!r}")
     updates = wanted["training"]["updates"]

@@ -86,8 +86,8 @@ def show(report: Report, console: Console) -> None:
         largest = _worst(line.worst_largest, lambda compared: compared.largest_ratio)
         table.add_row(name, line.variant, line.dtype, str(line.cases), rms, largest, verdict)
     console.print(table)
-    for (name, place, kind, reason), count in report.not_served.items():
-        console.print(f"not served: {name} on {place}, {kind}, {count} cases: {reason}", markup=False)
+    for (name, place, dtype, reason), count in report.not_served.items():
+        console.print(f"not served: {name} on {place}, {dtype}, {count} cases: {reason}", markup=False)
     for result in report.results:
         if result.flips:
             _show_flips(result, console)

@@ -79,10 +79,10 @@ def run(
     """
     names = _chosen("backends", backends, known_backends())
     places = _chosen("devices", devices, known_devices())
-    kinds = _chosen("variants", variants, VARIANTS)
+    variants_chosen = _chosen("variants", variants, VARIANTS)
     types = _chosen("dtypes", dtypes, DTYPES)
     if cases is None:
-        plan = _built_in(names, kinds, types, quick or time_budget > 0)
+        plan = _built_in(names, variants_chosen, types, quick or time_budget > 0)
     else:
         plan = [(case, name) for case in cases for name in names]
     jobs = [Job(case, name, place, seed) for place in places for case, name in plan]
@@ -109,7 +109,7 @@ def run(
             left_out = len(jobs) - number + 1
             break
         verify(job, number / len(jobs) if not time_budget else elapsed() / time_budget)
-    endless = _random_jobs(rng, names, kinds, types, places)
+    endless = _random_jobs(rng, names, variants_chosen, types, places)
     while elapsed() < time_budget and (extra := next(endless, None)) is not None:
         verify(extra, elapsed() / time_budget)
     return Report(results, elapsed(), left_out=left_out)
@@ -135,16 +135,16 @@ def _random_jobs(
     """Random cases without end, each on a backend that serves it; the reference only where it stands alone."""
     names = [name for name in names if name != REFERENCE.name] or names
     places = [(name, place, dtype) for name in names for place in devices for dtype in dtypes]
-    probe = {kind: random_case(random.Random(0), "float32", kind) for kind in variants}
+    probe = {variant: random_case(random.Random(0), "float32", variant) for variant in variants}
     serving = [
-        (kind, name, place, dtype)
-        for kind, case in probe.items()
+        (variant, name, place, dtype)
+        for variant, case in probe.items()
         for name, place, dtype in places
         if refusal(replace(case, dtype=dtype), name, place) is None
     ]
     while serving:
-        kind, name, place, dtype = rng.choice(serving)
-        yield Job(random_case(rng, dtype, kind), name, place, rng.randrange(2**31))
+        variant, name, place, dtype = rng.choice(serving)
+        yield Job(random_case(rng, dtype, variant), name, place, rng.randrange(2**31))
 
 
 def _chosen(name: str, given: Sequence[str], known: Sequence[str]) -> Sequence[str]:
