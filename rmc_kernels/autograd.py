@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmc_kernels.backends import BACKENDS, Call, is_plain
+from rmc_kernels.backends import BACKENDS, Call, Unrolled, is_plain, last_memory
 from rmc_kernels.backends.plain import is_exporting_onnx
 from rmc_kernels.spec import CellSpec
 
@@ -35,7 +35,7 @@ for _schema in _SCHEMAS:
 def _unroll_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Memories [B, T, N, D] and saved activations [bytes]; the operator's implementation on every device."""
     *fields, spec, backend, save = arguments
-    return BACKENDS[backend].forward(CellSpec.from_json(spec), _call(fields), save)
+    return BACKENDS[backend].forward(CellSpec.from_json(spec), _call(fields), save)[:2]
 
 
 def _unroll_backward(grad: Tensor, memories: Tensor, activations: Tensor, *arguments: Any) -> list[Tensor]:
@@ -107,19 +107,28 @@ class RelationalMemoryFunction(torch.autograd.Function):
     """The unroll of a fused backend, differentiable once with respect to x, the memories and the parameters."""
 
     @staticmethod
-    def forward(ctx: Any, spec: CellSpec, backend: str, save: bool, *tensors: Any) -> Tensor:
-        """The memories [B, T, N, D]; `tensors` are `Call.flat`, `save` keeps activations for the backward pass."""
-        memories, activations = run_forward(spec, backend, Call.from_flat(*tensors), save)
+    def forward(ctx: Any, spec: CellSpec, backend: str, save: bool, *tensors: Any) -> tuple[Tensor, Tensor]:
+        """The memories [B, T, N, D] and the final one, as `Unrolled` has it.
+
+        `tensors` are `Call.flat`, `save` keeps activations for the backward pass.
+        """
+        memories, activations, final = run_forward(spec, backend, Call.from_flat(*tensors), save)
         ctx.spec, ctx.backend = spec, backend
         ctx.save_for_backward(memories, activations, *tensors)
-        return memories
+        if not torch.compiler.is_compiling():  # torch.compile does not know it, and removes zeros itself
+            ctx.set_materialize_grads(False)
+        return memories, final
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, grad_final: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients in the order of `forward`'s arguments."""
         memories, activations, *tensors = ctx.saved_tensors
         call = Call.from_flat(*tensors)
+        if grad is None:
+            grad = torch.zeros_like(memories)
+        if grad_final is not None:
+            grad = _with_final(grad, grad_final)
         _spec, _backend, _save, _lengths, _resets, _mask, *needs = ctx.needs_input_grad
         if is_plain(call.x, call.memory, *call.params):
             grads = BACKENDS[ctx.backend].backward(ctx.spec, call, memories, activations, grad, needs)
@@ -130,14 +139,21 @@ class RelationalMemoryFunction(torch.autograd.Function):
         return (*[None] * 6, *[found if need else None for found, need in zip(grads, needs, strict=True)])
 
 
-def run_forward(spec: CellSpec, backend: str, call: Call, save: bool) -> tuple[Tensor, Tensor]:
-    """Memories and activations of `call`, outside autograd."""
+def _with_final(grad: Tensor, grad_final: Tensor) -> Tensor:
+    """The gradients of the memories, [B, T, N, D], and of the final one in one."""
+    if grad.shape[1] == 0:
+        return grad
+    return torch.cat([grad[:, :-1], (grad[:, -1] + grad_final).unsqueeze(1)], 1)
+
+
+def run_forward(spec: CellSpec, backend: str, call: Call, save: bool) -> Unrolled:
+    """What the backend makes of `call`, outside autograd."""
     if is_plain(call.x, call.memory, *call.params):
         return BACKENDS[backend].forward(spec, call, save)
     if not torch.compiler.is_compiling():  # there the operator's fake is asked
         _refuse_onnx(backend)
     memories, activations = torch.ops.rmc_kernels.unroll_forward(*_fields(call), spec.as_json, backend, save)
-    return memories, activations
+    return Unrolled(memories, activations, last_memory(memories))
 
 
 def _refuse_onnx(backend: str) -> None:

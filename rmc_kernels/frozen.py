@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rmc_kernels import backends, errors
-from rmc_kernels.functional import autocasts, final_memory, is_input, not_input, prepare, run
+from rmc_kernels.functional import autocasts, is_input, not_input, prepare, run
 from rmc_kernels.read_heads import ReadHead
 from rmc_kernels.spec import CellSpec
 
@@ -100,8 +100,8 @@ class FrozenCell:
             assert first is not None
             given = None if resets is None else start
             call, _ = prepare(spec, x[:, None], first, self._params, None, resets, given)
-            memories = run(spec, call, self._backend, "full")
-            return memories[:, 0], final_memory(memories, call)
+            memories, final = run(spec, call, self._backend, "full")
+            return memories[:, 0], final
 
     def _read(self, x: Tensor, memory: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
         """The output read from the memory [B, N, D], and the memory to be carried."""

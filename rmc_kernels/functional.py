@@ -77,38 +77,37 @@ def relational_memory(
     _check_input(x, spec)
     call, context = prepare(spec, x, memory, values, lengths, resets, reset_memory, dropout_mask)
     with context:
-        memories = run(spec, call, backend, recompute)
-    return memories, final_memory(memories, call)
+        return run(spec, call, backend, recompute)
 
 
-def run(spec: CellSpec, call: Call, backend: str, recompute: str) -> Tensor:
-    """The memories [B, T, N, D] of a checked call, by the backend that serves it, under autograd."""
+def run(spec: CellSpec, call: Call, backend: str, recompute: str) -> tuple[Tensor, Tensor]:
+    """The memories [B, T, N, D] of a checked call and the final one, by the backend that serves it, under autograd."""
     chosen = backends.choose(backend, spec, call.x.dtype, call.x.device)
     if chosen is backends.REFERENCE:
-        return reference_unroll(spec, call)[0]
-    if not torch.is_grad_enabled():
-        return run_forward(spec, chosen.name, call, save=False)[0]
+        memories = reference_unroll(spec, call)[0]
+        final = backends.last_memory(memories)
+    elif torch.is_grad_enabled() and _requires_grad(call, chosen.name):
+        if call.reset_memory is call.memory:  # torch.compile takes no autograd.Function with the same tensor twice
+            call = replace(call, reset_memory=call.memory.view_as(call.memory))
+        memories, final = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
+            spec, chosen.name, recompute == "none", *call.flat()
+        )
+    else:
+        memories, _, final = run_forward(spec, chosen.name, call, save=False)
+    return memories, final if call.steps else call.memory
+
+
+def _requires_grad(call: Call, backend: str) -> bool:
+    """Whether a tensor of the call requires a gradient; ValueError where that is one which fused backends lack."""
     if call.dropout_mask is not None and call.dropout_mask.requires_grad:
         raise ValueError(
-            f'dropout_mask must not require a gradient, which the "{chosen.name}" backend does not compute; '
+            f'dropout_mask must not require a gradient, which the "{backend}" backend does not compute; '
             'use backend="reference"'
         )
-    if not any(tensor is not None and tensor.requires_grad for tensor in call.trained()):
-        return run_forward(spec, chosen.name, call, save=False)[0]
-    if call.reset_memory is call.memory:  # torch.compile takes no autograd.Function with the same tensor twice
-        call = replace(call, reset_memory=call.memory.view_as(call.memory))
-    memories: Tensor = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
-        spec, chosen.name, recompute == "none", *call.flat()
-    )
-    return memories
-
-
-def final_memory(memories: Tensor, call: Call) -> Tensor:
-    """The last of [B, T, N, D], a tensor of its own: carrying it must not keep the whole sequence alive."""
-    if call.steps == 0:
-        return call.memory
-    last = memories.squeeze(1) if call.steps == 1 else memories[:, -1]  # to squeeze has the cheaper backward pass
-    return last.clone(memory_format=torch.contiguous_format)
+    for tensor in call.trained():  # noqa: SIM110 (a generator takes longer, at every call)
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
 
 
 def memory_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -19,7 +19,6 @@ from rmc_kernels.functional import (
     RECOMPUTE,
     Lengths,
     attention_dropout,
-    final_memory,
     is_input,
     memory_dtype,
     not_input,
@@ -261,15 +260,16 @@ class MemoryModule(LeafModule):
         with context:
             if attention:
                 memories, weights = unroll(spec, call)
+                final = backends.last_memory(memories) if call.steps else call.memory
             else:
-                memories = run(spec, call, self.backend, self.recompute)
+                memories, final = run(spec, call, self.backend, self.recompute)
         output: Tensor = self.read_head(memories)
         if output.dtype is not call.x.dtype:
             output = output.to(call.x.dtype)
         if call.lengths is not None:
             past = torch.arange(call.steps, device=call.device) >= call.lengths[:, None]
             output = output.masked_fill(past[..., None], 0)
-        return output, final_memory(memories, call), weights
+        return output, final, weights
 
 
 def weight(owner: nn.Module, leaf: str) -> Tensor:

@@ -74,10 +74,10 @@ class DrawnCall:
     def through_function(self, backend: str) -> Tensor:
         """The memories by the autograd function, which `relational_memory` leaves out for the reference."""
         call = self.call()
-        memories: Tensor = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
-            self.spec, backend, False, call.lengths, call.resets, call.dropout_mask,
-            call.x, call.memory, call.reset_memory, *call.params,
-        )  # fmt: skip
+        memories: Tensor
+        memories, _ = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
+            self.spec, backend, False, *call.flat()
+        )
         return memories
 
     def leaves(self) -> dict[str, Tensor]:

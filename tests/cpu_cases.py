@@ -74,7 +74,7 @@ def everything(
 ) -> dict[str, Tensor]:
     """Memories and all gradients, by name."""
     needs = [True, True, call.reset_memory is not None] + [True] * len(call.params)
-    memories, activations = backend.forward(spec, call, save)
+    memories, activations, _ = backend.forward(spec, call, save)
     grads = backend.backward(spec, call, memories, activations, grad, needs)
     names = ("x", "memory", "reset_memory", *spec.parameter_names)
     return {"memories": memories} | {f"grad of {n}": g for n, g in zip(names, grads, strict=True)}

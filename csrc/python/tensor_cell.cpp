@@ -34,17 +34,18 @@ class TensorCell {
     dtype_ = plan().precision == Precision::kFloat64 ? kDlFloat64 : kDlFloat32;
   }
 
-  // The memories [B, T, N, D], or None.
+  // The memories [B, T, N, D] and the last of them (not written where T = 0), or None.
   py::object forward(const py::tuple& call, int threads, const PackedWeights* packed, Address activations,
                      int64_t activation_bytes) const {
     Inputs inputs;
     CellInputs& in = inputs.cell;
     if (!read(call, inputs)) return py::none();
     const NewTensor memories = tensors_.make(dtype_, {in.batch, in.steps, plan().N, plan().D});
-    if (!memories.object) return py::none();
-    in.threads = threads, in.memories = memories.data;
+    const NewTensor last = tensors_.make(dtype_, {in.batch, plan().N, plan().D});
+    if (!memories.object || !last.object) return py::none();
+    in.threads = threads, in.memories = memories.data, in.final_memory = in.steps ? last.data : nullptr;
     cell_->run(in, packed, activations, activation_bytes);
-    return memories.object;
+    return py::make_tuple(memories.object, last.object);
   }
 
   // Gradients of x, memory, reset memory and the parameters, empty where they are not needed; or None.

@@ -15,15 +15,15 @@ from torch import Tensor
 from rmc_kernels import errors
 from rmc_kernels.backends.cpu import CpuBackend, are_plain_float32
 from rmc_kernels.backends.plain import active_transform, is_plain
-from rmc_kernels.backends.protocol import HALF_TYPES, Backend, Call
+from rmc_kernels.backends.protocol import HALF_TYPES, Backend, Call, Unrolled, last_memory
 from rmc_kernels.backends.reference import ReferenceBackend
 from rmc_kernels.backends.triton import TritonBackend
 from rmc_kernels.backends.weights import FrozenWeights, frozen_weights
 from rmc_kernels.spec import CellSpec
 
 __all__ = [
-    "BACKENDS", "CHOICES", "HALF_TYPES", "Backend", "Call", "CpuBackend", "Explanation", "FrozenWeights",
-    "are_plain_float32", "choose", "explain", "frozen_weights", "is_plain",
+    "BACKENDS", "CHOICES", "HALF_TYPES", "Backend", "Call", "CpuBackend", "Explanation", "FrozenWeights", "Unrolled",
+    "are_plain_float32", "choose", "explain", "frozen_weights", "is_plain", "last_memory",
 ]  # fmt: skip
 
 REFERENCE = ReferenceBackend()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rmc_kernels.backends import extension
 from rmc_kernels.backends.plain import PLAIN_TYPES, UNWATCHED, is_watched
-from rmc_kernels.backends.protocol import HALF_TYPES, Call
+from rmc_kernels.backends.protocol import HALF_TYPES, Call, Unrolled, last_memory
 from rmc_kernels.backends.weights import FrozenWeights, addresses, as_read, frozen_block, readable
 from rmc_kernels.spec import CellSpec
 
@@ -41,6 +41,8 @@ _KERNELS: list[Kernels] = [
 ]  # fmt: skip
 #: Saved activations begin with the number of the kernels that laid them out.
 _HEADER = 64
+#: Activations that are not saved.
+_NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 _FLAGS = (
     "has_input_projection", "has_qkv_norm", "has_attention_norm", "has_mlp_norm", "joint_norm", "has_output_projection",
@@ -162,25 +164,27 @@ class CpuBackend:
         per_element, per_tile = map(max, zip(*sizes, strict=True))
         return _HEADER + steps * (batch_size * per_element + per_tile)  # type: ignore[no-any-return]
 
-    def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, spec: CellSpec, call: Call, save: bool) -> Unrolled:
         """See `Backend.forward`."""
         kernels = self._choose(spec, call)
         native, given_tensors = planned_cell(spec, *kernels)
         packed = _packed(native, call, False)
-        size = self.activation_size(spec, call.batch_size, call.steps, call.x.dtype) if save else 0
-        activations = call.memory.new_empty(size, dtype=torch.uint8)
-        if size:
+        activations, threads = _NOTHING, torch.get_num_threads()
+        if save:
+            size = self.activation_size(spec, call.batch_size, call.steps, call.x.dtype)
+            activations = call.memory.new_empty(size, dtype=torch.uint8)
             activations[0] = _KERNELS.index(kernels)
-        saved, threads = _behind_header(activations), torch.get_num_threads()
+        saved = _behind_header(activations)
         if given_tensors is not None:
-            memories = given_tensors.forward(call.flat(), threads, packed, *saved)
-            if memories is not None:
-                return memories, activations
+            found = given_tensors.forward(call.flat(), threads, packed, *saved)
+            if found is not None:
+                memories, final = found
+                return Unrolled(memories, activations, final)
         memories = call.memory.new_empty((call.batch_size, call.steps, spec.mem_slots, spec.mem_size))
         inputs, params = _as_read(call, packed)
         sizes = call.batch_size, call.steps, threads
         native.forward(sizes, addresses(inputs), addresses(params), packed, memories.data_ptr(), *saved)
-        return memories, activations
+        return Unrolled(memories, activations, last_memory(memories))
 
     def backward(
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
@@ -192,11 +196,11 @@ class CpuBackend:
         grad, memories = as_read(grad), memories.contiguous()
         saved, threads = _behind_header(activations), torch.get_num_threads()
         if given_tensors is not None:
-            found: list[Tensor] | None = given_tensors.backward(
+            grads: list[Tensor] | None = given_tensors.backward(
                 call.flat(), threads, packed, *saved, memories, grad, needs
             )
-            if found is not None:
-                return found
+            if grads is not None:
+                return grads
         inputs, params = _as_read(call, packed)
         targets = (call.x, call.memory, call.reset_memory, *call.params)
         wanted = [target if need else None for target, need in zip(targets, needs, strict=True)]

@@ -21,7 +21,7 @@ UNWATCHED: tuple[tuple[Callable[[], object], object], ...] = (
 
 def is_plain(*tensors: Tensor) -> bool:
     """Whether raw pointers and values may be read: real tensors, and nothing that traces, fakes or transforms."""
-    return not is_watched() and set(map(type, tensors)) <= PLAIN_TYPES
+    return not is_watched() and PLAIN_TYPES.issuperset(map(type, tensors))
 
 
 def is_watched() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -78,6 +78,29 @@ class Call:
         return self.x.device
 
 
+class Unrolled(NamedTuple):
+    """What a backend makes of a call.
+
+    Attributes:
+        memories: [B, T, N, D] after each step, contiguous and fresh, in the dtype of `call.memory`.
+        activations: uint8, `activation_size` bytes for `backward` if they were to be saved, 0 bytes otherwise.
+        final: [B, N, D], the last of the memories as a tensor of its own; of any values where T = 0.
+    """
+
+    memories: Tensor
+    activations: Tensor
+    final: Tensor
+
+
+def last_memory(memories: Tensor) -> Tensor:
+    """The last of [B, T, N, D], a tensor of its own: carrying it must not keep the whole sequence alive."""
+    batch, steps, *slots = memories.shape
+    if steps == 0:
+        return memories.new_zeros((batch, *slots))
+    last = memories.squeeze(1) if steps == 1 else memories[:, -1]  # to squeeze has the cheaper backward pass
+    return last.clone(memory_format=torch.contiguous_format)
+
+
 class Backend(Protocol):
     """One way to compute an unroll and its gradient. Backends are stateless; the arithmetic is `reference.py`'s.
 
@@ -101,13 +124,8 @@ class Backend(Protocol):
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
         """Bytes that `forward(save=True)` keeps for `backward`; arithmetic only, sizes may be symbolic."""
 
-    def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
-        """Run the sequence.
-
-        Returns:
-            memories: [B, T, N, D] after each step, contiguous and fresh, in the dtype of `call.memory`.
-            activations: uint8, `activation_size` bytes for `backward` if `save`, 0 bytes otherwise.
-        """
+    def forward(self, spec: CellSpec, call: Call, save: bool) -> Unrolled:
+        """Run the sequence."""
 
     def backward(
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]

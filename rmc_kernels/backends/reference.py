@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import reference
-from rmc_kernels.backends.protocol import Call
+from rmc_kernels.backends.protocol import Call, Unrolled, last_memory
 from rmc_kernels.spec import CellSpec
 
 
@@ -36,10 +36,11 @@ class ReferenceBackend:
         """Keeps nothing."""
         return 0
 
-    def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, spec: CellSpec, call: Call, save: bool) -> Unrolled:
         """See `Backend.forward`."""
         with torch.no_grad():
-            return unroll(spec, call)[0], call.x.new_empty(0, dtype=torch.uint8)
+            memories = unroll(spec, call)[0]
+            return Unrolled(memories, call.x.new_empty(0, dtype=torch.uint8), last_memory(memories))
 
     def backward(
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]

@@ -154,11 +154,10 @@ def by_backend(name: str, case: Case) -> Runner:
     spec = case.spec
 
     def reference(call: Call) -> tuple[Tensor, Tensor]:
-        memories = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
-            spec, name, case.recompute == "none", call.lengths, call.resets, call.dropout_mask,
-            call.x, call.memory, call.reset_memory, *call.params,
-        )  # fmt: skip
-        return memories, memories[:, -1]
+        found: tuple[Tensor, Tensor] = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
+            spec, name, case.recompute == "none", *call.flat()
+        )
+        return found
 
     def fused(call: Call) -> tuple[Tensor, Tensor]:
         return relational_memory(

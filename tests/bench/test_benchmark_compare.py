@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 from typer.testing import CliRunner
 
 from rmc_kernels import CellSpec
-from rmc_kernels.backends import BACKENDS, Call
+from rmc_kernels.backends import BACKENDS, Call, Unrolled
 from rmc_kernels.backends.reference import ReferenceBackend
 from rmc_kernels.bench import case_run, ceilings, command, machine, markdown, profiling, report, summary, timing
 from rmc_kernels.bench.cases import SUITES, Case, Group, Suite
@@ -140,7 +139,7 @@ class Working(ReferenceBackend):
     def __init__(self, times: int) -> None:
         self.times = times
 
-    def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, spec: CellSpec, call: Call, save: bool) -> Unrolled:
         for _ in range(self.times):
             Working.work += 1
             found = super().forward(spec, call, save)

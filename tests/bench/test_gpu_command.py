@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rmc_kernels import backends
+from rmc_kernels.backends import Unrolled, last_memory
 from rmc_kernels.bench import case_run, contestants, parity
 from rmc_kernels.bench.cases import Group
 from rmc_kernels.bench.contestants import RIVALS
@@ -102,9 +103,10 @@ def _changed(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor, int], Te
     """The memories of the C++ backend go through `change`, with the number of the call."""
     forward, calls = CPU.forward, iter(range(10**6))
 
-    def changed(*arguments: Any) -> tuple[Tensor, Tensor]:
-        memories, activations = forward(*arguments)
-        return change(memories, next(calls)), activations
+    def changed(*arguments: Any) -> Unrolled:
+        memories, activations, _ = forward(*arguments)
+        memories = change(memories, next(calls))
+        return Unrolled(memories, activations, last_memory(memories))
 
     monkeypatch.setattr(CPU, "forward", changed)
 

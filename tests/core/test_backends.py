@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmc_kernels import RelationalMemory, backends, explain, relational_memory
+from rmc_kernels import RelationalMemory, backends, explain, functional, relational_memory
 from rmc_kernels.read_heads import KINDS
 from rmc_kernels.verify import Case, check_case, criterion
 from tests import cases
@@ -182,6 +182,29 @@ def test_only_the_gradients_asked_for(backend: str, device: str, dtype: str) -> 
         weight = torch.linspace(-1, 1, memories.numel()).view_as(memories)
         (found,) = torch.autograd.grad((memories * weight).sum(), [case.leaves()[name]])
         torch.testing.assert_close(found, everything[name])
+
+
+@pytest.mark.parametrize("used", ["memories", "final", "both"])
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("backend, device, dtype", _interpreted_slow(FLOAT32))
+def test_gradients_through_the_memories_and_through_the_final_one(
+    backend: str, device: str, dtype: str, steps: int, used: str
+) -> None:
+    case = draw(SPECS["sonnet"], ("lengths",), batch=2, steps=steps, dtype=torch.float32, requires_grad=True)
+    call = case.call()
+    memories, final = functional.run(case.spec, call, backend, "full")
+    expected = functional.run(case.spec, call, "reference", "full")[0]
+    assert torch.equal(final, memories[:, -1])
+    weight = torch.linspace(-1, 1, memories.numel()).view_as(memories)
+
+    def loss(memories: Tensor, final: Tensor) -> Tensor:
+        whole, last = (memories * weight).sum(), final.square().sum()
+        return {"memories": whole, "final": last, "both": whole + last}[used]
+
+    ours = _gradients(case, loss(memories, final))
+    theirs = _gradients(case, loss(expected, expected[:, -1]))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value)
 
 
 @pytest.mark.parametrize("backend, device, dtype", FLOAT32)

@@ -30,8 +30,8 @@ def addresses_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], No
 def read(name: str, call: Call) -> Tensor | None:
     """What the cell makes of a call that it is given as tensors."""
     cell = cpu.planned_cell(SPECS[name], "float32", "generic").given_tensors
-    found: Tensor | None = cell.forward(call.flat(), 1, None, 0, 0)
-    return found
+    found: tuple[Tensor, Tensor] | None = cell.forward(call.flat(), 1, None, 0, 0)
+    return None if found is None else found[0]
 
 
 @pytest.mark.parametrize("save", [False, True])
@@ -47,6 +47,24 @@ def test_both_ways_give_the_same_bits(
     by_address = everything(CpuBackend(), SPECS[name], call, grad, save)
     same_bits(direct, by_address)
     assert {key: value.shape for key, value in direct.items()} == {key: v.shape for key, v in by_address.items()}
+
+
+@pytest.mark.parametrize("way", ["tensors", "addresses"])
+@pytest.mark.parametrize("options", ["", "lr"])
+@pytest.mark.parametrize("name", SPECS)
+def test_the_final_memory_is_the_last_in_a_tensor_of_its_own(
+    name: str, options: str, way: str, addresses_alone: Callable[[], None]
+) -> None:
+    if way == "addresses":
+        addresses_alone()
+    for batch, steps in ((3, 4), (3, 1), (0, 2)):
+        call, _ = make(SPECS[name], batch, steps, options)
+        for save in (False, True):
+            memories, _, final = CpuBackend().forward(SPECS[name], call, save)
+            assert type(final) is Tensor
+            assert final.is_contiguous()
+            assert torch.equal(final, memories[:, -1])
+            assert batch == 0 or final.untyped_storage().data_ptr() != memories.untyped_storage().data_ptr()
 
 
 class Marked(torch.nn.Parameter):
@@ -123,7 +141,7 @@ def test_gradients_and_memories_are_tensors_of_their_own() -> None:
 
 def test_gradients_that_are_not_needed_are_empty() -> None:
     call, grad = make(SPECS["sonnet"], 3, 4)
-    memories, activations = CpuBackend().forward(SPECS["sonnet"], call, False)
+    memories, activations, _ = CpuBackend().forward(SPECS["sonnet"], call, False)
     needs = [False] * (3 + len(call.params))
     for wanted in (None, 0, 1, 5):
         flags = [place == wanted for place in range(len(needs))]

@@ -55,7 +55,7 @@ def run_call(
     spec: CellSpec, call: Call, grad: Tensor | None = None, save: bool = False, backend: Backend = TRITON
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The memories, and every gradient of their product with `grad` (drawn where it is None), by name."""
-    memories, activations = backend.forward(spec, call, save)
+    memories, activations, _ = backend.forward(spec, call, save)
     size = backend.activation_size(spec, call.batch_size, call.steps, call.x.dtype) if save else 0
     assert activations.numel() == size
     if grad is None:
@@ -288,7 +288,7 @@ def test_peak_memory_is_the_formula_of_the_docs(save: bool, monkeypatch: pytest.
     workspace = _workspace(spec, 2, programs, rows, save)
     monkeypatch.setattr(gradients, "WORKSPACE_BYTES", workspace)
     with strict():
-        memories, activations = TRITON.forward(spec, call, save)
+        memories, activations, _ = TRITON.forward(spec, call, save)
         grad = torch.ones_like(memories)
         with _Peak() as peak:
             TRITON.backward(spec, call, memories, activations, grad, [True, True, False, *[True] * len(call.params)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from subprocess import CalledProcessError
@@ -39,8 +40,22 @@ def test_without_a_device_the_reason_is_given() -> None:
 
 
 def test_without_triton_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "triton")
     monkeypatch.setattr("rmc_kernels.backends.triton.backend.find_spec", lambda name: None)
     assert TRITON.unavailable() == "triton is not installed"
+
+
+def test_triton_is_searched_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was imported stays; a missing package is searched for again, since it may be installed meanwhile."""
+    searches: list[str] = []
+    monkeypatch.setattr("rmc_kernels.backends.triton.backend.find_spec", searches.append)
+    for _ in range(3):
+        assert "Triton has no device" in str(TRITON.unavailable())
+    assert searches == []
+    monkeypatch.delitem(sys.modules, "triton")
+    for _ in range(3):
+        assert TRITON.unavailable() == "triton is not installed"
+    assert searches == ["triton"] * 3
 
 
 def test_a_triton_that_does_not_compile_the_kernels_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +168,7 @@ def test_one_compilation_of_the_backward_pass_serves_every_batch_and_length() ->
         case = draw(SPECS["sonnet"], ("lengths", "resets"), batch=batch, steps=steps, dtype=torch.float32)
         call = case.call()
         with offline("sm_80") as launches, _Operators() as operators:
-            memories, activations = TRITON.forward(case.spec, call, False)
+            memories, activations, _ = TRITON.forward(case.spec, call, False)
             needs = [True] * (3 + len(call.params))
             TRITON.backward(case.spec, call, memories, activations, torch.zeros_like(memories), needs)
         names = ("recompute", "backward")

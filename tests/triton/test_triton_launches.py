@@ -121,7 +121,7 @@ def test_what_waits_for_the_device_is_refused(wait: Callable[[Tensor], Any]) -> 
 
 
 def _backward_of_kept(spec: CellSpec, call: Call) -> None:
-    memories, activations = TRITON.forward(spec, call, True)
+    memories, activations, _ = TRITON.forward(spec, call, True)
     needs = [True, True, call.reset_memory is not None, *[True] * len(call.params)]
     TRITON.backward(spec, call, memories, activations, torch.zeros_like(memories), needs)
 

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
 from rmc_kernels import CellSpec
-from rmc_kernels.backends import BACKENDS, Call
+from rmc_kernels.backends import BACKENDS, Call, Unrolled, last_memory
 from rmc_kernels.backends.reference import ReferenceBackend
 from rmc_kernels.spec import GATE_STYLES, VARIANTS
 from rmc_kernels.verify import (
@@ -65,10 +65,11 @@ class Altered(ReferenceBackend):
         self.output = output
         self.spec, self.call, self.grads, self.mode = spec, call, grads, mode
 
-    def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, spec: CellSpec, call: Call, save: bool) -> Unrolled:
         with self.mode():
-            memories, activations = super().forward(self.spec(spec), self.call(spec, call), save)
-        return self.output(memories), activations
+            memories, activations, _ = super().forward(self.spec(spec), self.call(spec, call), save)
+        changed = self.output(memories)
+        return Unrolled(changed, activations, last_memory(changed))
 
     def backward(
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]

@@ -59,7 +59,7 @@ def count(entry: Entry, width: int) -> list[Line]:
     dtype = torch.float32 if entry.wide else torch.bfloat16
     call = draw(spec, ("lengths", "resets"), batch=entry.tile.rows // SLOTS, steps=1, dtype=dtype).call()
     with patch.object(tiles, "choose", lambda *args: entry.tile.fitted(width)), strict() as report:
-        memories, activations = backend.forward(spec, call, False)
+        memories, activations, _ = backend.forward(spec, call, False)
         backend.backward(spec, call, memories, activations, torch.ones_like(memories), [True] * (3 + len(call.params)))
         backend.forward(spec, call, True)
     return [_line(report, entry, width, kernel) for kernel in ("forward", "forward_kept", "recompute", "backward")]

@@ -175,7 +175,7 @@ def launch_of(key: Key, steps: int) -> Launch:
     call = draw(key.spec, batch=elements, steps=steps, dtype=getattr(torch, key.dtype)).call()
     triton_backend = backends.BACKENDS["triton"]
     with patch.object(tiles, "choose", return_value=key.tile), offline(TARGET) as found:
-        memories, kept = triton_backend.forward(key.spec, call, key.kernel == "backward")
+        memories, kept, _ = triton_backend.forward(key.spec, call, key.kernel == "backward")
         if key.kernel != "forward":
             needs = [True] * (3 + len(call.params))
             triton_backend.backward(key.spec, call, memories, kept, torch.zeros_like(memories), needs)

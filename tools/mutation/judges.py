@@ -112,7 +112,7 @@ def outcome(
     if isinstance(backend, str):
         backend = backends.BACKENDS[backend]
     call = case.call()
-    memories, activations = backend.forward(case.spec, call, kept)
+    memories, activations, _ = backend.forward(case.spec, call, kept)
     order: dict[str, Any] = {"x": call.x, "memory": call.memory, "reset_memory": call.reset_memory, **case.params}
     needs = [value is not None and (wanted is None or name in wanted) for name, value in order.items()]
     gradients = backend.backward(case.spec, call, memories, activations, _cotangent(memories), needs)

@@ -112,7 +112,7 @@ def backward(name: str, dtype: str, target: str) -> Work:
 
 def _gradients(case: DrawnCall, saved: bool) -> list[Tensor]:
     call = case.call()
-    memories, activations = TRITON.forward(case.spec, call, saved)
+    memories, activations, _ = TRITON.forward(case.spec, call, saved)
     grad = torch.randn(memories.shape, generator=torch.Generator().manual_seed(1))
     needs = [True, True, call.reset_memory is not None, *[True] * len(call.params)]
     found = TRITON.backward(case.spec, call, memories, activations, grad, needs)

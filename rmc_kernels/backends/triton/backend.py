@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from rmc_kernels.backends.protocol import Call
+from rmc_kernels.backends.protocol import Call, Unrolled, last_memory
 from rmc_kernels.backends.triton import tiles
 from rmc_kernels.spec import CellSpec
 
@@ -18,6 +20,11 @@ LEAST_TRITON = "3.6"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Offsets within parameters are 32-bit; those that grow with batch size or length are 64-bit.
 MOST_PARAMETERS = 2**31 - 1
+
+
+@lru_cache
+def _is_too_old(version: str) -> bool:
+    return TorchVersion(version) < LEAST_TRITON
 
 
 class TritonBackend:
@@ -31,11 +38,11 @@ class TritonBackend:
 
     def unavailable(self) -> str | None:
         """Why Triton cannot be used, or None."""
-        if find_spec("triton") is None:
+        if sys.modules.get("triton") is None and find_spec("triton") is None:  # the search takes 13 us
             return "triton is not installed"
         import triton
 
-        if TorchVersion(triton.__version__) < LEAST_TRITON:
+        if _is_too_old(triton.__version__):
             return f"triton must be {LEAST_TRITON} or newer, got {triton.__version__}"
         from rmc_kernels.backends.triton import launch
 
@@ -76,14 +83,16 @@ class TritonBackend:
 
         return activation_size(spec, batch_size, steps, dtype)
 
-    def forward(self, spec: CellSpec, call: Call, save: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, spec: CellSpec, call: Call, save: bool) -> Unrolled:
         """See `Backend.forward`."""
         from rmc_kernels.backends.triton import activations, launch
 
         with torch.no_grad():
             if save:
-                return activations.unroll_kept(spec, call)
-            return launch.unroll(spec, call), call.x.new_empty(0, dtype=torch.uint8)
+                memories, kept = activations.unroll_kept(spec, call)
+            else:
+                memories, kept = launch.unroll(spec, call), call.x.new_empty(0, dtype=torch.uint8)
+            return Unrolled(memories, kept, last_memory(memories))
 
     def backward(
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
