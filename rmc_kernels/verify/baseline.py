@@ -103,7 +103,7 @@ class Baseline:
 
 
 def baselines(
-    case: Case, seed: int, device: str, *, pooled: bool = True, draws: int | None = None
+    case: Case, seed: int, device: str, *, pooled: bool = True, draws: int | None = None, noisy_runs: int = NOISY_RUNS
 ) -> list[Baseline] | str:
     """The draws of a case that a backend is held to, or why there is no yardstick.
 
@@ -116,13 +116,14 @@ def baselines(
         seed: of the draws.
         device: where they are.
         pooled: whether errors are pooled over draws.
-        draws: how many are pooled to be sure, with more noisy runs; None for `draws_needed`.
+        draws: how many are pooled; None for `draws_needed`.
+        noisy_runs: how many show what rounding does to a draw.
     """
     wanted = (draws or draws_needed(case)) if pooled else 2
 
     def baseline(number: int) -> Baseline:
         found = _baseline(case, 1000 * seed + number, device)
-        return found if draws is None else replace(found, noisy_runs=NOISY_RUNS_TO_BE_SURE)
+        return found if noisy_runs == found.noisy_runs else replace(found, noisy_runs=noisy_runs)
 
     first = [baseline(number) for number in range(wanted)]
     if not all(base.finite for base in first):

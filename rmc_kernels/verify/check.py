@@ -15,7 +15,14 @@ from torch import Tensor
 from rmc_kernels import backends
 from rmc_kernels.errors import in_short
 from rmc_kernels.verify import relu
-from rmc_kernels.verify.baseline import Baseline, baselines, draws_to_be_sure, one_thread
+from rmc_kernels.verify.baseline import (
+    NOISY_RUNS,
+    NOISY_RUNS_TO_BE_SURE,
+    Baseline,
+    baselines,
+    draws_to_be_sure,
+    one_thread,
+)
 from rmc_kernels.verify.cases import Case
 from rmc_kernels.verify.draws import by_backend, evaluate
 from rmc_kernels.verify.limits import Comparison, Errors
@@ -58,7 +65,8 @@ class CaseResult:
 def check_case(case: Case, backend: str, *, seed: int = 0, device: str = "cpu") -> CaseResult:
     """Verify one case: outputs and every gradient asked for, each within the criterion.
 
-    Where errors of few draws are past it, more are drawn, and the case is judged by all of them.
+    Where errors of few draws are past it, more are drawn, and the case is judged by all of them; where that is not
+    enough, more noisy runs say which draws are ill-conditioned.
 
     Args:
         case: what to verify.
@@ -77,10 +85,15 @@ def check_case(case: Case, backend: str, *, seed: int = 0, device: str = "cpu") 
     if isinstance(bases, str):
         return CaseResult(case, backend, device, seed, "not served", bases)
     result = _judge(case, backend, device, seed, bases)
-    if shares_rounding or not result.misses or any(math.isinf(found.severity) for found in result.misses.values()):
-        return result
-    more = baselines(case, seed, device, draws=draws_to_be_sure(bases, result.misses))
-    return result if isinstance(more, str) else _judge(case, backend, device, seed, more)
+    for noisy_runs in () if shares_rounding else (NOISY_RUNS, NOISY_RUNS_TO_BE_SURE):
+        if not result.misses or any(math.isinf(found.severity) for found in result.misses.values()):
+            break
+        draws = draws_to_be_sure(bases, result.misses)
+        more = baselines(case, seed, device, draws=draws, noisy_runs=noisy_runs)
+        if isinstance(more, str):
+            break
+        result = _judge(case, backend, device, seed, more)
+    return result
 
 
 def _judge(case: Case, backend: str, device: str, seed: int, bases: list[Baseline]) -> CaseResult:

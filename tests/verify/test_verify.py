@@ -206,7 +206,7 @@ UNLUCKY = 24
 def judged_at_once(case: Case, seed: int, monkeypatch: pytest.MonkeyPatch) -> CaseResult:
     """By the usual draws alone."""
     with monkeypatch.context() as patch:
-        patch.setattr(check, "baselines", lambda *where, draws=None, **how: baseline.baselines(*where, **how))
+        patch.setattr(check, "baselines", lambda *where, pooled=True, **more: baseline.baselines(*where, pooled=pooled))
         return check_case(case, "cpu", seed=seed)
 
 
