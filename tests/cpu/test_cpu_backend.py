@@ -93,11 +93,19 @@ MISSED = {
         '"resets": true, "magnitude": 0.3296014233152021}',
         437037955,
     ),
+    "one draw whose softmax is near 1, the gradient of which is the rounding of its sum": (
+        '{"spec": {"variant": "r2gen", "input_size": 6, "mem_slots": 5, "head_size": 3, "num_heads": 2, '
+        '"forget_bias": -1.5263578946157956, "input_bias": 0.6031243080587791, "gate_style": null}, "batch_size": 6, '
+        '"steps": 5, "resets": true, "strided": true, "recompute": "none", "magnitude": 0.03889887065980306}',
+        380658623,
+    ),
 }
+#: Of those the ones that are judged by many draws.
+LONG = [why for why in MISSED if why.startswith("one draw")]
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("why", MISSED)
+@pytest.mark.parametrize("why", [pytest.param(why, marks=[pytest.mark.slow] * (why in LONG)) for why in MISSED])
 def test_what_random_cases_missed_once(why: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, seed = MISSED[why]
     check_parity(isa, Case.from_json(case), monkeypatch, seed)
