@@ -139,18 +139,32 @@ def _uninterrupted() -> Iterator[None]:
 
 def _work(pipe: Connection) -> None:
     """Train what comes through `pipe`, and answer with `News` and then with `Done` or an exception."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # by way of what removes unfinished files
+    ended = threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        ended.set()
+        sys.exit(1)  # by way of what removes unfinished files
+
+    signal.signal(signal.SIGTERM, end)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    while True:
-        number, job = pipe.recv()
-        try:
-            answer: Done | Exception = Done(number, _train(number, job, pipe))
-        except (OSError, TypeError, ValueError) as error:
-            answer = error
-        except Exception:
-            answer = RuntimeError(f"a training failed in its process:\n{traceback.format_exc()}")
-        pipe.send(answer)
+    try:
+        while not ended.is_set():  # torch.save makes an error of its own of an exit that passes through it
+            number, job = pipe.recv()
+            pipe.send(_answer_to(number, job, pipe))
+    except Exception:
+        if not ended.is_set():
+            raise
+    sys.exit(1)
+
+
+def _answer_to(number: int, job: Job, pipe: Connection) -> Done | Exception:
+    try:
+        return Done(number, _train(number, job, pipe))
+    except (OSError, TypeError, ValueError) as error:
+        return error
+    except Exception:
+        return RuntimeError(f"a training failed in its process:\n{traceback.format_exc()}")
 
 
 def _end_with_parent() -> None:
