@@ -15,7 +15,7 @@ import torch
 pytest_plugins = ["tests.compatibility"]
 
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ignores it for background jobs
     signal.signal(signal.SIGINT, signal.default_int_handler)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -1,4 +1,4 @@
-"""A result without its samples as CSV: lines that say what was run and where, then one row a figure.
+"""A result without its samples as CSV: header lines name the command and the machine, then one row a figure.
 
     # schema: 1
     # name: "quick"

@@ -18,7 +18,7 @@ from rmc_kernels.tasks.history import History, Point
 
 #: The file in a folder of runs.
 NAME = "runs.csv"
-#: What the curve is made of, by what is drawn.
+#: Columns of the curve, by the measure that is drawn.
 _DRAWN = {"accuracy": "accuracy", "perplexity": "loss"}
 #: Of a point of which only that is known.
 _UNKNOWN: dict[str, Any] = {**dict.fromkeys(("seconds", "loss", "accuracy", "cpu_seconds"), math.nan), "examples": 0}

@@ -1,4 +1,4 @@
-"""What became of the mutants: a file of everything that was found, to go on from, and what is kept of it."""
+"""Outcomes of mutants: a file of all outcomes in build/, from which a run goes on, and the committed summary."""
 
 from __future__ import annotations
 
