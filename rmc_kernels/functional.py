@@ -49,7 +49,7 @@ def relational_memory(
         spec: the cell.
         lengths: [B] integers, 0 <= length <= T, as `pack_padded_sequence` takes them: a tensor (on any device), a list
             or an array; or None for T everywhere. From step `lengths[b]` on, element b's memory is frozen. Values are
-            checked, but for tensors on other devices than the CPU, which are clamped.
+            checked, but for tensors on other devices than the CPU, and under torch.compile, where they are clamped.
         resets: [B, T] bool, or None. Before such a step the element's memory is replaced by its `reset_memory`.
             Resets past the length are ignored.
         reset_memory: [B, N, D], or [N, D] for every element alike; needed with `resets`, refused without.
@@ -277,6 +277,8 @@ def lengths_tensor(lengths: Lengths, steps: int) -> Tensor:
     """`lengths` if it is a tensor; a list, tuple or array of integers as one on the CPU, its values checked."""
     if isinstance(lengths, Tensor):
         return lengths
+    if isinstance(lengths, np.ndarray) and torch.compiler.is_compiling():  # which knows no value of it
+        return torch.as_tensor(lengths)
     values = lengths.tolist() if isinstance(lengths, np.ndarray) else lengths
     try:
         if not isinstance(values, Sequence) or any(isinstance(value, bool) for value in values):

@@ -50,8 +50,10 @@ class LeafModule(nn.Module):
             if isinstance(value, Proxy):
                 return self._traced(value.tracer, args, kwargs)
             suspect = suspect or name in _TAKEN_BY
-        if suspect:
-            self._check_call(args, kwargs)
+        if suspect and not self._forward_pre_hooks:  # a hook may change the arguments
+            complaint = self._complaint(len(args), tuple(kwargs))
+            if complaint is not None:
+                raise TypeError(complaint)
         return super().__call__(*args, **kwargs)
 
     def _traced(self, tracer: TracerBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -71,25 +73,22 @@ class LeafModule(nn.Module):
             "torch.jit.trace under torch.no_grad()"
         )
 
-    def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise TypeError where `forward` does not have these arguments, as Python does, but with the cure."""
-        if torch.compiler.is_compiling() or self._forward_pre_hooks:  # a hook may change the arguments
-            return
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # Dynamo calls it while it traces
+    def _complaint(self, positional: int, names: tuple[str, ...]) -> str | None:
+        """What Python says where `forward` does not take these arguments, with the cure; None where it does."""
         signature = inspect.signature(self.forward)
         try:
-            signature.bind(*args, **kwargs)
-            return
+            signature.bind(*range(positional), **dict.fromkeys(names))
+            return None
         except TypeError as error:
             message = f"{type(self).__name__}: {error}"
         known = signature.parameters
-        theirs = next((name for name in kwargs if name in _TAKEN_BY and name not in known), None)
+        theirs = next((name for name in names if name in _TAKEN_BY and name not in known), None)
         if theirs is not None:
             ours = _TAKEN_BY[theirs]
             cure = "pass" if ours in known or ours == "x" else "rmc_kernels.RelationalMemory takes"
-            message = f"{type(self).__name__} has no argument {theirs!r}; {cure} {_MEANING[ours]}"
-        elif is_exporting_onnx():
-            message += '; the older exporter passes all of them so: use dynamo=True, and backend="reference"'
-        else:
-            named = [name for name, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY]
-            message += f"; pass {', '.join(named)} by name" if named else ""
-        raise TypeError(message)
+            return f"{type(self).__name__} has no argument {theirs!r}; {cure} {_MEANING[ours]}"
+        if is_exporting_onnx():
+            return message + '; the older exporter passes all of them so: use dynamo=True, and backend="reference"'
+        named = [name for name, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY]
+        return message + (f"; pass {', '.join(named)} by name" if named else "")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo
@@ -289,6 +291,34 @@ def test_the_leaf_itself_is_not_traced(made: nn.Module) -> None:
     outside = torch.fx.Proxy(torch.fx.Graph().placeholder("x"))  # whose tracer has no modules
     with pytest.raises(TypeError, match=r"x must be .*, got a Proxy of torch\.fx"):
         made(outside)
+
+
+@pytest.mark.parametrize("fullgraph", [False, True], ids=["graphs", "fullgraph"])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"hx": torch.zeros(3, 2, 8)}, "has no argument 'hx'; pass memory, one tensor"),
+        ({"mask": torch.ones(3, 5)}, "has no argument 'mask'; pass lengths, "),
+        ({"memory": (torch.zeros(3, 2, 8), torch.zeros(3, 2, 8))}, "memory must be one tensor"),
+        ({"lengths": [1, 2, 9]}, "lengths must be from 0 to T = 5, got one above"),
+    ],
+)
+def test_compiled_calls_name_the_argument_and_the_cure(arguments: dict[str, Any], said: str, fullgraph: bool) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(RelationalMemory(8, 2, 4, 2), backend="eager", fullgraph=fullgraph)
+    wrong = torch._dynamo.exc.Unsupported if fullgraph else (TypeError, ValueError)
+    with pytest.raises(wrong, match=re.escape(said)):
+        compiled(inputs(3, 5, 8), **arguments)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint8"])
+def test_compiled_lengths_may_be_an_array(dtype: str, compiled_once: None) -> None:
+    core, x = RelationalMemory(8, 2, 4, 2), inputs(3, 5, 8)
+    compiled = torch.compile(core, backend="eager", fullgraph=True)
+    for values in ([1, 0, 5], [2, 3, 4]):  # the values are no constants of the graph
+        lengths = np.array(values, dtype=dtype)
+        for ours, theirs in zip(compiled(x, lengths=lengths), core(x, lengths=lengths), strict=True):
+            close(ours, theirs)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
