@@ -24,7 +24,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 P = TypeVar("P", bound=Port)
 
 
-def convert(original: nn.Module, kind: type[P], backend: str) -> P:
+def convert(original: nn.Module, drop_in: type[P], backend: str) -> P:
     """A module of a drop-in class with the weights of `original`, once both have computed the same.
 
     The `from_module` of each drop-in class documents arguments and errors.
@@ -35,7 +35,7 @@ def convert(original: nn.Module, kind: type[P], backend: str) -> P:
     refuse_quantized(original, "original")
     twin = _copied(original).eval()
     with torch.device("meta"):
-        made = kind._made_like(twin, backend)
+        made = drop_in._made_like(twin, backend)
     _take_weights(made, twin)
     for name, parameter in made.named_parameters():
         parameter.requires_grad_(_requires_grad(original, name))

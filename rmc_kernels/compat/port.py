@@ -43,19 +43,19 @@ class Part(NamedTuple):
 
     Attributes:
         path: the attributes that lead to the module.
-        kind: the original's class there.
+        stock: the original's class there.
         parameters: names of its parameters, each with that of the spec's parameter of the same shape.
     """
 
     path: tuple[str, ...]
-    kind: type[nn.Module]
+    stock: type[nn.Module]
     parameters: tuple[tuple[str, str], ...]
 
 
-def part(path: str, kind: type[nn.Module], layer: str = "") -> Part:
+def part(path: str, stock: type[nn.Module], layer: str = "") -> Part:
     """The module at a dotted path; `layer` is the spec's of the same shapes."""
     parameters = tuple((leaf, f"{layer}.{leaf}") for leaf in LEAVES) if layer else ()
-    return Part(tuple(path.split(".")), kind, parameters)
+    return Part(tuple(path.split(".")), stock, parameters)
 
 
 class Port(LeafModule):
@@ -143,9 +143,8 @@ class Port(LeafModule):
     def _departures(self, methods: Mapping[str, Callable[..., Any]]) -> list[str]:
         """What makes a call compute something else than the spec, each as a clause."""
         found: list[str] = []
-        own, cls = self.__dict__, type(self)
         for name, function in methods.items():
-            if name in own or getattr(cls, name) is not function:
+            if name in self.__dict__ or getattr(type(self), name) is not function:
                 found.append(f"the method {name} is overridden")
         if (
             global_hooks._global_forward_pre_hooks
@@ -154,13 +153,13 @@ class Port(LeafModule):
             or global_hooks._global_backward_hooks
         ):
             found.append("a hook on all modules is registered")
-        for kind, forward in self._FORWARDS:
-            if kind.forward is not forward:
-                found.append(f"{qualified(kind)}.forward was replaced")
+        for cls, forward in self._FORWARDS:
+            if cls.forward is not forward:
+                found.append(f"{qualified(cls)}.forward was replaced")
         departed = set()
-        for path, kind, parameters in self._stock_parts():
+        for path, stock, parameters in self._stock_parts():
             module = _at(self, path)
-            departure = _departure(module, kind, bool(parameters))
+            departure = _departure(module, stock, bool(parameters))
             if departure is not None and not any(path[:depth] in departed for depth in range(1, len(path))):
                 departed.add(path)  # a module that departs sees to its own contents
                 dotted = ".".join(path)
@@ -175,9 +174,9 @@ class Port(LeafModule):
     def _refuse_other_shapes(self) -> None:
         """Raise ValueError where a stock module has a parameter of another shape than the spec's."""
         shapes = self.spec.parameter_shapes
-        for path, kind, parameters in self._stock_parts():
+        for path, stock, parameters in self._stock_parts():
             module = _at(self, path)
-            for leaf, like in parameters if type(module) is kind else ():
+            for leaf, like in parameters if type(module) is stock else ():
                 value = module._parameters.get(leaf)  # type: ignore[union-attr]
                 if value is not None and value.shape != shapes[like]:
                     raise ValueError(
@@ -337,9 +336,9 @@ def in_computed_dtype(outputs: Tensor, x: Tensor) -> Tensor:
     return outputs.to(compute_dtype(x)) if x.is_floating_point() else outputs
 
 
-def forwards(*kinds: type[nn.Module]) -> Sequence[tuple[type[nn.Module], Callable[..., Any]]]:
+def forwards(*classes: type[nn.Module]) -> Sequence[tuple[type[nn.Module], Callable[..., Any]]]:
     """Each class with its `forward`."""
-    return tuple((kind, kind.forward) for kind in kinds)
+    return tuple((cls, cls.forward) for cls in classes)
 
 
 def children(module: nn.Module) -> dict[str, nn.Module | None]:
@@ -365,20 +364,20 @@ def weights(owners: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     return found
 
 
-def _departure(module: nn.Module | None, kind: type[nn.Module], holds_weights: bool) -> str | None:
+def _departure(module: nn.Module | None, stock: type[nn.Module], holds_weights: bool) -> str | None:
     """How a call of a module may differ from that of a stock module of this class; None where it does not."""
     if module is None:
         return "is not a module"
     cls = type(module)
-    if cls is not kind and not _is_parametrized_only(module, kind):
-        return f"is a {qualified(cls)}, not a {qualified(kind)}"
-    if kind is nn.ModuleList:  # never called
+    if cls is not stock and not _is_parametrized_only(module, stock):
+        return f"is a {qualified(cls)}, not a {qualified(stock)}"
+    if stock is nn.ModuleList:  # never called
         return None
     if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "has a hook"
     if "forward" in module.__dict__ or module._compiled_call_impl is not None:
         return "has a forward of its own"
-    if (module._forward_pre_hooks or cls is not kind) and not _recomputes_weights(module):
+    if (module._forward_pre_hooks or cls is not stock) and not _recomputes_weights(module):
         return "has a hook or a parametrization whose result may change from call to call"
     if holds_weights:
         held = module._parameters
@@ -387,7 +386,7 @@ def _departure(module: nn.Module | None, kind: type[nn.Module], holds_weights: b
                 departure = unusual_parameter(module, leaf)
                 if departure is not None:
                     return departure
-        if kind is nn.LayerNorm and module.eps != LAYER_NORM_EPS:
+        if stock is nn.LayerNorm and module.eps != LAYER_NORM_EPS:
             return f"has eps={module.eps}, not {LAYER_NORM_EPS}"
     return None
 
@@ -403,10 +402,10 @@ def unusual_parameter(module: nn.Module, leaf: str) -> str | None:
     return None if usual else f"has a {qualified(type(value))} for its {leaf}"
 
 
-def _is_parametrized_only(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is of the class that torch.nn.utils.parametrize derives from `kind`."""
+def _is_parametrized_only(module: nn.Module, stock: type[nn.Module]) -> bool:
+    """Whether a module is of the class that torch.nn.utils.parametrize derives from `stock`."""
     cls = type(module)
-    return is_parametrized(module) and cls.__base__ is kind and "forward" not in vars(cls)
+    return is_parametrized(module) and cls.__base__ is stock and "forward" not in vars(cls)
 
 
 def recomputes_weight(hook: object, training: bool = False) -> bool:

@@ -53,26 +53,28 @@ _FULL = (15, 19, 36, 40, 1)
 def cpp_vectors(dtype: str) -> list[Vector]:
     """Every cell with and without options; one step, one element; several groups of them; what only sizes reach."""
     drawn: dict[str, DrawnCall] = {}
-    kind = getattr(torch, dtype)
+    torch_dtype = getattr(torch, dtype)
     for name, spec in SPECS.items():
         for options in (OPTIONS, ()):
-            drawn[f"{name}{' with options' * bool(options)}"] = draw(spec, options, dtype=kind)
-    drawn["groups"] = draw(SPECS["sonnet"], OPTIONS, batch=40, steps=9, dtype=kind)
-    drawn |= {f"one step, {name}": draw(SPECS[name], batch=2, steps=1, dtype=kind) for name in VARIANTS}
-    drawn |= {name: draw(spec, batch=2, steps=2, dtype=kind) for name, spec in WIDE.items()}
+            drawn[f"{name}{' with options' * bool(options)}"] = draw(spec, options, dtype=torch_dtype)
+    drawn["groups"] = draw(SPECS["sonnet"], OPTIONS, batch=40, steps=9, dtype=torch_dtype)
+    drawn |= {f"one step, {name}": draw(SPECS[name], batch=2, steps=1, dtype=torch_dtype) for name in VARIANTS}
+    drawn |= {name: draw(spec, batch=2, steps=2, dtype=torch_dtype) for name, spec in WIDE.items()}
     for name, (spec, batch, steps) in _REACHING.items():
-        drawn[name] = draw(spec, OPTIONS, batch=batch, steps=steps, dtype=kind)
+        drawn[name] = draw(spec, OPTIONS, batch=batch, steps=steps, dtype=torch_dtype)
     for name, lengths in _LENGTHS.items():
-        drawn[name] = draw(SPECS["sonnet"], OPTIONS, steps=5, dtype=kind)
+        drawn[name] = draw(SPECS["sonnet"], OPTIONS, steps=5, dtype=torch_dtype)
         drawn[name].options["lengths"] = torch.tensor(lengths)
-    drawn["one element"] = draw(SPECS["matrix"], OPTIONS, batch=1, dtype=kind)
-    drawn["one number"] = draw(SPECS["one-slot"], OPTIONS, batch=1, steps=1, dtype=kind)
+    drawn["one element"] = draw(SPECS["matrix"], OPTIONS, batch=1, dtype=torch_dtype)
+    drawn["one number"] = draw(SPECS["one-slot"], OPTIONS, batch=1, steps=1, dtype=torch_dtype)
     drawn["one number"].options["lengths"] = torch.tensor([0])
-    drawn["one element and step"] = draw(WIDE["wide-heads"], batch=1, steps=1, dtype=kind)
-    drawn["tiles"] = draw(SPECS["sonnet"], batch=24, steps=11, dtype=kind)  # more steps than are projected at once
-    drawn["slices"] = draw(_LARGE, batch=32, steps=1, dtype=kind)
+    drawn["one element and step"] = draw(WIDE["wide-heads"], batch=1, steps=1, dtype=torch_dtype)
+    drawn["tiles"] = draw(
+        SPECS["sonnet"], batch=24, steps=11, dtype=torch_dtype
+    )  # more steps than are projected at once
+    drawn["slices"] = draw(_LARGE, batch=32, steps=1, dtype=torch_dtype)
     if dtype == "float64":  # to differ by 709, where its exponential overflows; so large, float32 errs too much
-        drawn["large scores"] = draw(SPECS["textbook"], dtype=kind)
+        drawn["large scores"] = draw(SPECS["textbook"], dtype=torch_dtype)
         drawn["large scores"].params["blocks.0.qkv.weight"] *= 100
     return [(name, case, expected(case.to(torch.float64))) for name, case in drawn.items() if with_padding(case)]
 
@@ -125,8 +127,8 @@ class _Watched:
         ends: list[Tensor] = []
 
         def new_empty(tensor: Tensor, size: int | Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-            kind, shape = dtype or tensor.dtype, torch.Size((size,) if isinstance(size, int) else size)
-            given = torch.full((shape.numel() + 64,), torch.nan if kind.is_floating_point else 255, dtype=kind)
+            made, shape = dtype or tensor.dtype, torch.Size((size,) if isinstance(size, int) else size)
+            given = torch.full((shape.numel() + 64,), torch.nan if made.is_floating_point else 255, dtype=made)
             ends.append(given[shape.numel() :])
             return given[: shape.numel()].view(shape)
 

@@ -13,7 +13,7 @@ from tools.mutation.results import Reasons
 PAGE = Path(__file__).with_name("mutation.md")
 _BLOCK = re.compile(r"(<!-- mutation (\w+) -->\n).*?(<!-- /mutation -->)", re.S)
 #: Outcomes in the order of the columns. The first two are the merit of the tests.
-_KINDS = {
+_OUTCOMES = {
     "killed": "a difference or a hazard",
     "race": "a race",
     "error": "another error",
@@ -59,7 +59,7 @@ def _rates(summary: results.Summary) -> str:
     counts, made = results.totals(summary), sum(summary["made"].values())
     run = sum(counts.values())
     counted = run - counts["does not compile"] - counts["same code"]
-    dead = counted - sum(counts[kind] for kind in results.LEFT)
+    dead = counted - sum(counts[outcome] for outcome in results.LEFT)
     stopped = counts["raised"] + counts["crashed"]
     words = f"{made} mutants, {'all' if run == made else run} run. Killed: {_share(dead, counted)}"
     if stopped:
@@ -72,11 +72,11 @@ def _share(part: int, whole: int) -> str:
 
 
 def _table(summary: results.Summary) -> str:
-    kinds = [kind for kind in _KINDS if results.totals(summary)[kind]]
-    rows = [["", "made", *(_KINDS[kind] for kind in kinds)], ["---", *["--:"] * (1 + len(kinds))]]
+    outcomes = [outcome for outcome in _OUTCOMES if results.totals(summary)[outcome]]
+    rows = [["", "made", *(_OUTCOMES[outcome] for outcome in outcomes)], ["---", *["--:"] * (1 + len(outcomes))]]
     for file, made in summary["made"].items():
         counts = summary["outcomes"].get(file, {})
-        rows.append([f"`{file}`", str(made), *(str(counts.get(kind, 0)) for kind in kinds)])
+        rows.append([f"`{file}`", str(made), *(str(counts.get(outcome, 0)) for outcome in outcomes)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

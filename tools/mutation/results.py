@@ -70,8 +70,8 @@ class Found:
             if outcome is None:
                 continue
             counts = found["outcomes"].setdefault(job.file, {})
-            kind = outcome.split(":")[0]
-            counts[kind] = counts.get(kind, 0) + 1
+            name = outcome.split(":")[0]
+            counts[name] = counts.get(name, 0) + 1
         return found
 
     def survivors(self, jobs: Sequence[Job]) -> list[str]:
@@ -89,7 +89,7 @@ def read() -> dict[str, Summary]:
             summary = found.setdefault(row.pop("part"), {"made": {}, "outcomes": {}})
             file, made = row.pop("file"), row.pop("made")
             summary["made"][file] = int(made)
-            summary["outcomes"][file] = {kind: int(number) for kind, number in row.items() if number}
+            summary["outcomes"][file] = {outcome: int(number) for outcome, number in row.items() if number}
     return found
 
 
