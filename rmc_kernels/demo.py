@@ -62,9 +62,9 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the plots and result
         seconds[name] = time.perf_counter() - start
     ok = all(finding.ok for finding in findings.values())
     results = out / "results.json"
-    kept = {name: {"ok": found.ok, "seconds": seconds[name], **found.data} for name, found in findings.items()}
+    record = {name: {"ok": found.ok, "seconds": seconds[name], **found.data} for name, found in findings.items()}
     with one_line(OSError), replacing(results) as file:
-        file.write((json.dumps({"ok": ok, **kept}, indent=1) + "\n").encode())
+        file.write((json.dumps({"ok": ok, **record}, indent=1) + "\n").encode())
     console.rule("[bold]summary")
     console.print(_summary(findings, seconds))
     for path in (*(path for found in findings.values() for path in found.files), results):

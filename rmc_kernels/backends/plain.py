@@ -1,4 +1,4 @@
-"""Whether tensors are what they seem: real memory, and nothing around that traces, fakes or transforms."""
+"""Detects plain tensors, whose memory may be read: no subclass, and no tracer, fake mode or transform is active."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 PLAIN_TYPES = {Tensor, torch.nn.Parameter}
-#: (function, what it answers where nothing traces, fakes or transforms).
+#: Functions of torch, each with its result while no tracer, fake mode or transform is active.
 #: `is_compiling()` is False under make_fx, and a FakeTensor's data_ptr() is 0, so the dispatch stack is looked at too.
 UNWATCHED: tuple[tuple[Callable[[], object], object], ...] = (
     (torch._C._len_torch_dispatch_stack, 0),
@@ -20,12 +20,12 @@ UNWATCHED: tuple[tuple[Callable[[], object], object], ...] = (
 
 
 def is_plain(*tensors: Tensor) -> bool:
-    """Whether raw pointers and values may be read: real tensors, and nothing that traces, fakes or transforms."""
+    """Whether all are plain tensors, whose pointers and values may be read."""
     return not is_watched() and PLAIN_TYPES.issuperset(map(type, tensors))
 
 
 def is_watched() -> bool:
-    """Whether something that traces, fakes or transforms is active."""
+    """Whether a tracer, a fake mode or a transform is active."""
     if torch.compiler.is_compiling():
         return True
     for function, answer in UNWATCHED:  # noqa: SIM110 (a generator takes 0.5 us more, at every call)

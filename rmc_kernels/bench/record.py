@@ -262,7 +262,7 @@ class TimedCase:
     def without_samples(self) -> TimedCase:
         """The case with statistics in place of samples, and without notes on what was timed."""
 
-        def kept(figure: Figure) -> Figure:
+        def summarised(figure: Figure) -> Figure:
             if not figure.seconds:
                 return figure
             found = Statistics(
@@ -272,7 +272,7 @@ class TimedCase:
             emptied: dict[str, Any] = {name: [] for name in _SAMPLES}
             return replace(figure, note="", statistics=found, **emptied)
 
-        return replace(self, figures=[kept(figure) for figure in self.figures])
+        return replace(self, figures=[summarised(figure) for figure in self.figures])
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, each figure with its `summary`; without samples rounded, and short: no defaults, no sizes."""

@@ -1,4 +1,4 @@
-"""`rmc results`: the tables of docs/results.md, written from the runs that are kept beside it."""
+"""`rmc results`: the tables of docs/results.md, written from the records of runs beside it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def read_runs(folder: Path) -> list[History]:
     Raises:
         OSError, ValueError: there is none, or one is not a record of a run, or a damaged one.
     """
-    kept = folder / summary.NAME
-    runs = summary.read(kept) if kept.exists() else [History.read(path) for path in sorted(folder.glob("*.json"))]
+    path = folder / summary.NAME
+    runs = summary.read(path) if path.exists() else [History.read(path) for path in sorted(folder.glob("*.json"))]
     if not runs:
         raise ValueError(f"runs must be folders with the JSON of `rmc train`, got {folder}")
     order = list(CORES)
@@ -129,8 +129,8 @@ def results(
     with one_line(OSError, ValueError):
         text = page.read_text(encoding="utf-8")
         if add is not None:
-            kept = name or add.name
-            typer.echo(f"wrote {summary.write(read_runs(add), runs / kept, curves=_shown(kept, text))}")
+            folder = name or add.name
+            typer.echo(f"wrote {summary.write(read_runs(add), runs / folder, curves=_shown(folder, text))}")
         filled = fill(text, runs)
         with replacing(page) as file:
             file.write(filled.encode())

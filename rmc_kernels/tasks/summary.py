@@ -73,27 +73,27 @@ def read(path: Path) -> list[History]:
 
 def _flat(run: History, curves: bool) -> dict[str, str]:
     """The cells of a run by name."""
-    kept = asdict(run)
-    points = kept.pop("points")
-    kept["curve"] = {str(point["update"]): point[_DRAWN[run.measure]] for point in points[:-1]} if curves else {}
-    kept["last"] = points[-1]
+    fields = asdict(run)
+    points = fields.pop("points")
+    fields["curve"] = {str(point["update"]): point[_DRAWN[run.measure]] for point in points[:-1]} if curves else {}
+    fields["last"] = points[-1]
     cells: dict[str, str] = {}
-    for name, value in kept.items():
+    for name, value in fields.items():
         inner = {f"{name}.{key}": each for key, each in value.items()} if name in _PARTS else {name: value}
         cells |= {key: _cell(each) for key, each in inner.items()}
     return cells
 
 
 def _history(cells: Iterable[tuple[str, str]]) -> History:
-    kept: dict[str, Any] = {part: {} for part in _PARTS}
+    fields: dict[str, Any] = {part: {} for part in _PARTS}
     for name, cell in cells:
         part, _, key = name.partition(".")
         if cell:
-            (kept[part] if part in _PARTS else kept)[key or part] = _value(cell)
-    curve, last, drawn = kept.pop("curve"), kept.pop("last"), _DRAWN[kept["measure"]]
+            (fields[part] if part in _PARTS else fields)[key or part] = _value(cell)
+    curve, last, drawn = fields.pop("curve"), fields.pop("last"), _DRAWN[fields["measure"]]
     updates = sorted(curve, key=int)
     points = [Point(**{**_UNKNOWN, "update": int(update), drawn: curve[update]}) for update in updates]
-    return History(**kept, points=[*points, Point(**last)])
+    return History(**fields, points=[*points, Point(**last)])
 
 
 def _cell(value: Any) -> str:

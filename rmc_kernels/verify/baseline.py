@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,12 +37,26 @@ MOST_DRAWS = 16
 #: A draw is passed over where rounding does this many times more to a tensor than in the median draw: a flat row under
 #: a LayerNorm, or a ReLU input next to 0, would outweigh the rest of the pool: one error against one error again.
 OUTLIER = 3.0
+
+
+class Noise(NamedTuple):
+    """Runs of float64 with noise of the size of rounding on every operator's result, to see what rounding does.
+
+    Attributes:
+        runs: how many.
+        backwards: whether the backward pass is rounded, too.
+    """
+
+    runs: int
+    backwards: bool
+
+
 #: One run alone would overlook a draw in thirty that is a hundred times worse than the median.
-NOISY_RUNS = 2
-#: The same where a case would be a miss. In 60 runs noise moved one draw of an l0sg cell by 0.5 to 2.7e-6, in the first
-#: two by 1.0e-6 at most: the eager error was among the small ones, the backend's among the large ones, while over 80
-#: neighbours of that draw both erred by the same.
-NOISY_RUNS_TO_BE_SURE = 16
+USUAL_NOISE = Noise(2, backwards=False)
+#: Before a case is a miss. In 60 runs noise moved one draw of an l0sg cell by 0.5 to 2.7e-6, in the first two by 1.0e-6
+#: at most: the eager error was among the small ones, the backend's among the large ones, while over 80 neighbours of
+#: that draw both erred by the same.
+THOROUGH_NOISE = Noise(16, backwards=True)
 #: How the reason of a case begins that was not verified for want of something to hold it to.
 NO_YARDSTICK = "no yardstick"
 
@@ -55,14 +70,14 @@ class Baseline:
         exact: the float64 results, by name.
         eager: the errors of the eager run, by name.
         weights: what errors are multiplied by, by name; empty for 1.
-        noisy_runs: how many show what rounding does.
+        noisy: the RMS error of each noisy run, least first, by name; empty before there are any.
     """
 
     drawn: Draw
     exact: Mapping[str, Tensor]
     eager: Mapping[str, Errors]
     weights: Mapping[str, float] = field(default_factory=dict)
-    noisy_runs: int = NOISY_RUNS
+    noisy: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def finite(self) -> bool:
@@ -71,14 +86,8 @@ class Baseline:
 
     @cached_property
     def rounding(self) -> dict[str, float]:
-        """What rounding does to each tensor, by name.
-
-        It is the RMS error of float64 with noise of that size on every operator's result, the worst of `noisy_runs`;
-        where those are many, the backward pass is rounded, too.
-        """
-        sure = self.noisy_runs > NOISY_RUNS
-        runs = [_noisy(self.drawn, self.exact, number, backwards=sure) for number in range(self.noisy_runs)]
-        return {name: max(errors[name].rms for errors in runs) for name in self.exact}
+        """What rounding does to each tensor, by name: the RMS error of the worst noisy run."""
+        return {name: errors[-1] for name, errors in self.noisy.items()}
 
     @cached_property
     def candidates(self) -> list[relu.Flip]:
@@ -105,7 +114,7 @@ class Baseline:
 
 
 def baselines(
-    case: Case, seed: int, device: str, *, pooled: bool = True, draws: int | None = None, noisy_runs: int = NOISY_RUNS
+    case: Case, seed: int, device: str, *, pooled: bool = True, draws: int | None = None, noise: Noise = USUAL_NOISE
 ) -> list[Baseline] | str:
     """The draws of a case that a backend is held to, or why there is no yardstick.
 
@@ -119,19 +128,20 @@ def baselines(
         device: where they are.
         pooled: whether errors are pooled over draws.
         draws: how many are pooled; None for `draws_needed`.
-        noisy_runs: how many show what rounding does to a draw.
+        noise: what shows what rounding does to a draw.
     """
     wanted = (draws or draws_needed(case)) if pooled else 2
-
-    def baseline(number: int) -> Baseline:
-        found = _baseline(case, 1000 * seed + number, device)
-        return found if noisy_runs == found.noisy_runs else replace(found, noisy_runs=noisy_runs)
-
-    first = [baseline(number) for number in range(wanted)]
-    if not all(base.finite for base in first):
+    as_they_come = [_baseline(case, 1000 * seed + number, device) for number in range(wanted)]
+    if not all(base.finite for base in as_they_come):
         return f"{NO_YARDSTICK}: eager PyTorch is not finite in {case.dtype}"
     if not pooled:
-        return first
+        return as_they_come
+
+    def baseline(number: int) -> Baseline:
+        place = case, 1000 * seed + number, device
+        return replace(_baseline(*place), noisy=_noisy(*place, noise))
+
+    first = [baseline(number) for number in range(wanted)]
     typical = {name: _median([base.rounding[name] for base in first]) for name in first[0].exact}
     found: list[Baseline] = []
     for number in range(4 * wanted):
@@ -201,9 +211,14 @@ def _baseline(case: Case, seed: int, device: str) -> Baseline:
     return Baseline(drawn, exact, eager)
 
 
-def _noisy(drawn: Draw, exact: Mapping[str, Tensor], seed: int, *, backwards: bool = False) -> dict[str, Errors]:
-    with one_thread(), Probe(noise=torch.finfo(drawn.case.torch_dtype).eps / 2, seed=seed, backwards=backwards):
-        return errors_of(evaluate(drawn.wide(), by_eager(drawn.case.spec)), exact)
+@lru_cache(maxsize=2048)
+def _noisy(case: Case, seed: int, device: str, noise: Noise) -> dict[str, list[float]]:
+    base, size, run = _baseline(case, seed, device), torch.finfo(case.torch_dtype).eps / 2, by_eager(case.spec)
+    runs: list[dict[str, Errors]] = []
+    for number in range(noise.runs):
+        with one_thread(), Probe(noise=size, seed=number, backwards=noise.backwards):
+            runs.append(errors_of(evaluate(base.drawn.wide(), run), base.exact))
+    return {name: sorted(errors[name].rms for errors in runs) for name in base.exact}
 
 
 def _exact(drawn: Draw, flips: tuple[relu.Flip, ...]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,8 +16,9 @@ from rmc_kernels import backends
 from rmc_kernels.errors import in_short
 from rmc_kernels.verify import relu
 from rmc_kernels.verify.baseline import (
-    NOISY_RUNS,
-    NOISY_RUNS_TO_BE_SURE,
+    NO_YARDSTICK,
+    THOROUGH_NOISE,
+    USUAL_NOISE,
     Baseline,
     baselines,
     draws_to_be_sure,
@@ -66,7 +67,8 @@ def check_case(case: Case, backend: str, *, seed: int = 0, device: str = "cpu") 
     """Verify one case: outputs and every gradient asked for, each within the criterion.
 
     Where errors of few draws are past it, more are drawn, and the case is judged by all of them; where that is not
-    enough, more noisy runs say which draws are ill-conditioned.
+    enough, more noisy runs say which draws are ill-conditioned. A case is not served where the criterion would take
+    zeros for each tensor that is past it: eager PyTorch errs there by half of the tensor's size or more.
 
     Args:
         case: what to verify.
@@ -85,15 +87,31 @@ def check_case(case: Case, backend: str, *, seed: int = 0, device: str = "cpu") 
     if isinstance(bases, str):
         return CaseResult(case, backend, device, seed, "not served", bases)
     result = _judge(case, backend, device, seed, bases)
-    for noisy_runs in () if shares_rounding else (NOISY_RUNS, NOISY_RUNS_TO_BE_SURE):
+    for noise in () if shares_rounding else (USUAL_NOISE, THOROUGH_NOISE):
         if not result.misses or any(math.isinf(found.severity) for found in result.misses.values()):
-            break
+            return result
         draws = draws_to_be_sure(bases, result.misses)
-        more = baselines(case, seed, device, draws=draws, noisy_runs=noisy_runs)
+        more = baselines(case, seed, device, draws=draws, noise=noise)
         if isinstance(more, str):
-            break
-        result = _judge(case, backend, device, seed, more)
+            return result
+        result, bases = _judge(case, backend, device, seed, more), more
+    if result.misses and _takes_zeros(bases, result.misses):
+        reason = f"{NO_YARDSTICK}: eager PyTorch errs so much in {case.dtype} that zeros would pass for"
+        return CaseResult(case, backend, device, seed, "not served", f"{reason} {', '.join(result.misses)}", len(bases))
     return result
+
+
+def _takes_zeros(bases: Sequence[Baseline], names: Collection[str]) -> bool:
+    """Whether a backend that returned zeros for the named tensors would be right.
+
+    The memory of an r2gen cell without gates grew to 1e3 in six steps; in bfloat16 its gradients are a lottery. Over 65
+    draws, one had 98 % of the backend's squared error and the 500th part of that by eager; in others it was reversed.
+    """
+    zeros = _pool(
+        [base.errors({name: torch.zeros_like(value) for name, value in base.exact.items()}) for base in bases]
+    )
+    compared = _compare(zeros, _pool([base.eager for base in bases]))
+    return all(compared[name].ok for name in names)
 
 
 def _judge(case: Case, backend: str, device: str, seed: int, bases: list[Baseline]) -> CaseResult:

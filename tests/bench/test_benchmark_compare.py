@@ -289,15 +289,15 @@ def test_without_samples_medians_quartiles_and_counts_stay(whole: SuiteResult) -
     (case,) = after.cases
     assert (case.case, case.contention, case.ok) == (before.cases[0].case, ["cores changed speed"], False)
     assert case.figures[3] == failed
-    kept = case.figures[2]
-    assert (kept.seconds, kept.wall, kept.fma, kept.peak_bytes) == ([], [], [], 7)
-    assert (kept.rounds, kept.best, kept.spread) == (4, 1.0, (1.0, 2.5, 4.25))
-    assert case.speed_up(kept) == (0.95, 2.5, 4.0)
+    summarised = case.figures[2]
+    assert (summarised.seconds, summarised.wall, summarised.fma, summarised.peak_bytes) == ([], [], [], 7)
+    assert (summarised.rounds, summarised.best, summarised.spread) == (4, 1.0, (1.0, 2.5, 4.25))
+    assert case.speed_up(summarised) == (0.95, 2.5, 4.0)
     assert case.times_ours(case.figures[1]) == 2.5  # of 2, 3, 1 and 10
-    assert case.times_ours(kept) is None
-    assert kept.share_of_peak == pytest.approx(ours.share_of_peak)
-    assert kept.times_bound(case.case) == pytest.approx(ours.times_bound(case.case))
-    assert case.summary(kept) == {**before.cases[0].summary(ours), "speed_up_quartiles": [0.95, 4.0]}
+    assert case.times_ours(summarised) is None
+    assert summarised.share_of_peak == pytest.approx(ours.share_of_peak)
+    assert summarised.times_bound(case.case) == pytest.approx(ours.times_bound(case.case))
+    assert case.summary(summarised) == {**before.cases[0].summary(ours), "speed_up_quartiles": [0.95, 4.0]}
     assert after.without_samples().to_json() == text
     assert summary.from_csv(summary.to_csv(before)) == after
     assert report.everything(summary.from_csv(summary.to_csv(whole))) == report.everything(whole)

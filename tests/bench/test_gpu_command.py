@@ -146,11 +146,11 @@ class Frozen(CpuDevice):
 
     def capture(self, call: Call) -> tuple[Results, Callable[[], None]]:
         results = call()
-        kept = {name: value.clone() for name, value in results.items()}
+        captured = {name: value.clone() for name, value in results.items()}
 
         def replay() -> None:
             for name, value in results.items():
-                value.copy_(kept[name])
+                value.copy_(captured[name])
 
         return results, replay
 

@@ -146,7 +146,7 @@ def test_checkpointing(variant: str, backend: str) -> None:
 def test_checkpointing_keeps_less() -> None:
     made, x = layer("sonnet", "cpu"), inputs(2, 64, 8)
 
-    def kept(run: Any) -> int:
+    def saved_elements(run: Any) -> int:
         sizes: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -158,8 +158,8 @@ def test_checkpointing_keeps_less() -> None:
         return sum(sizes.values())
 
     memories = 2 * 64 * 3 * 8
-    assert kept(lambda: made(x)) >= memories
-    assert kept(lambda: checkpointed(made, x, chunk_steps=8)) < memories
+    assert saved_elements(lambda: made(x)) >= memories
+    assert saved_elements(lambda: checkpointed(made, x, chunk_steps=8)) < memories
 
 
 def test_chunks_of_both_batch_orders_and_their_errors() -> None:

@@ -77,10 +77,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_trains_and_leaves_its_files(name: str, runs: Path) -> None:
-    kept = History.read(runs / f"{name}-rmc-seed0.json")
-    assert kept.options["name"] == name
-    assert kept.final.update == 2
-    assert kept.answers > 0
+    record = History.read(runs / f"{name}-rmc-seed0.json")
+    assert record.options["name"] == name
+    assert record.final.update == 2
+    assert record.answers > 0
     assert sorted(path.suffix for path in runs.glob(f"{name}-*")) == [".csv", ".json", ".png", ".pt"]
 
 
@@ -508,9 +508,9 @@ def test_the_likeliest_continuation_is_what_a_whole_pass_gives(core: str, runs: 
 
 def test_a_table_has_a_row_for_every_run_and_a_mean_for_every_model(tmp_path: Path) -> None:
     for seed, accuracy in ((0, 0.5), (1, 0.75)):
-        kept = json.loads(json.dumps(HISTORY))
-        kept["training"]["seed"], kept["points"][0]["accuracy"] = seed, accuracy
-        (tmp_path / f"{seed}.json").write_text(json.dumps(kept))
+        record = json.loads(json.dumps(HISTORY))
+        record["training"]["seed"], record["points"][0]["accuracy"] = seed, accuracy
+        (tmp_path / f"{seed}.json").write_text(json.dumps(record))
     text = table(read_runs(tmp_path))
     assert "| RMC | 1,234 | 0.001 | 0 | 50.0% | 10 | 3 | 9 |" in text
     assert "| **RMC, mean of 2** |  | 0.001 |  | **62.5%** |  | 3 |  |" in text
@@ -558,11 +558,11 @@ def test_a_summary_keeps_settings_curves_and_last_points(tmp_path: Path) -> None
     folder = tmp_path / "raw"
     folder.mkdir()
     for seed, core in ((0, "rmc"), (1, "rmc"), (0, "lstm")):
-        kept = json.loads(json.dumps({**HISTORY, "points": points}))
-        kept["training"]["seed"], kept["model"]["core"] = seed, core
-        kept["part_levels"] = {"one": 0.5} if seed else {}
-        kept["points"][1]["accuracy"] += 0.01 * seed
-        (folder / f"{core}{seed}.json").write_text(json.dumps(kept))
+        record = json.loads(json.dumps({**HISTORY, "points": points}))
+        record["training"]["seed"], record["model"]["core"] = seed, core
+        record["part_levels"] = {"one": 0.5} if seed else {}
+        record["points"][1]["accuracy"] += 0.01 * seed
+        (folder / f"{core}{seed}.json").write_text(json.dumps(record))
     before = read_runs(folder)
     page = tmp_path / "page.md"
     page.write_text("<!-- table: kept -->\n<!-- end -->\n![curves](runs/kept/curves.png)\n")

@@ -358,9 +358,9 @@ def test_a_job_that_fails_ends_the_others(how: str, error: type[Exception], said
     with pytest.raises(error, match=said):
         train_all([endless, failing], processes=2, watch=lambda news: None)
     assert not multiprocessing.active_children()
-    kept = {path.name for path in tmp_path.iterdir()}
-    assert kept <= {f"{name}.{kind}" for name in ("endless", "failing") for kind in ("pt", "json", "csv", "lock")}
-    assert {path for path in kept if path.endswith(".lock")} <= ({"failing.lock"} if how == "exit" else set())
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left <= {f"{name}.{kind}" for name in ("endless", "failing") for kind in ("pt", "json", "csv", "lock")}
+    assert {path for path in left if path.endswith(".lock")} <= ({"failing.lock"} if how == "exit" else set())
     assert read_checkpoint(tmp_path / "failing.pt")["update"] == 0
 
 
@@ -383,9 +383,9 @@ def history(accuracy: float, core: str = "rmc") -> History:
 
 def test_a_history_is_kept_as_json_and_csv(tmp_path: Path) -> None:
     as_json, as_csv = history(0.9).write(tmp_path / "deep", "run")
-    kept = json.loads(as_json.read_text())
-    assert kept["parameters"] == 1234
-    assert [point["accuracy"] for point in kept["points"]] == [0.33, 0.9]
+    record = json.loads(as_json.read_text())
+    assert record["parameters"] == 1234
+    assert [point["accuracy"] for point in record["points"]] == [0.33, 0.9]
     with as_csv.open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["update"], row["accuracy"]) for row in rows] == [("0", "0.33"), ("10", "0.9")]
@@ -426,10 +426,10 @@ def test_the_command_trains_and_leaves_its_files(model: str, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"{stem}.{kind}" for kind in ("csv", "json", "png", "pt")
     ]
-    kept = json.loads((tmp_path / f"{stem}.json").read_text())
-    assert kept["task"] == "Nth farthest, 3 objects in 2-d"
-    assert (kept["model"]["head_size"], kept["training"]["learning_rate"]) == (4, 0.01)
-    assert kept["points"][-1]["update"] == 2
+    record = json.loads((tmp_path / f"{stem}.json").read_text())
+    assert record["task"] == "Nth farthest, 3 objects in 2-d"
+    assert (record["model"]["head_size"], record["training"]["learning_rate"]) == (4, 0.01)
+    assert record["points"][-1]["update"] == 2
 
 
 def test_the_command_says_what_is_wrong_with_an_option() -> None:
@@ -452,9 +452,9 @@ def test_the_demo_keeps_every_finding_and_fails_where_a_stage_fails(
     with pytest.raises(Exit) as ended:
         demo.demo(tmp_path / "deep")
     assert ended.value.exit_code == (0 if failing is None else 1)
-    kept = json.loads((tmp_path / "deep" / "results.json").read_text())
-    assert kept["ok"] == (failing is None)
-    assert {name: (kept[name]["ok"], kept[name]["figure"]) for name in names} == {
+    record = json.loads((tmp_path / "deep" / "results.json").read_text())
+    assert record["ok"] == (failing is None)
+    assert {name: (record[name]["ok"], record[name]["figure"]) for name in names} == {
         name: (name != failing, len(name)) for name in names
     }
     shown = capsys.readouterr().out

@@ -155,9 +155,9 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_gives_task_and_model_back(tasks: dict[str, Task], tmp_path: Path) -> None:
     trainer = Trainer(tasks["lm"], MODEL, CONFIG, tmp_path / "run.pt")
     trainer.run()
-    task, model, kept = trained(tmp_path / "run.pt")
+    task, model, saved = trained(tmp_path / "run.pt")
     assert task == tasks["lm"]
-    assert kept["update"] == 7
+    assert saved["update"] == 7
     assert not model.training
     batch = task.held_out(4, 20)[""][0]
     with torch.no_grad():
@@ -407,7 +407,7 @@ def test_a_checkpoint_of_version_1_goes_on_and_a_damaged_one_does_not(tasks: dic
     killed_after(5, Trainer(task, MODEL, CONFIG, path))
     state = read_checkpoint(path)
     torch.save({**{name: value for name, value in state.items() if name != "made_by"}, "version": 1}, path)
-    content, kept = path.read_bytes(), read_checkpoint(path)
+    content, saved = path.read_bytes(), read_checkpoint(path)
     generator = random.Random(0)
     places = [generator.randrange(len(content)) for _ in range(100)]
     places += [generator.randrange(len(content) - 5000, len(content)) for _ in range(100)]  # the archive's directory
@@ -415,7 +415,7 @@ def test_a_checkpoint_of_version_1_goes_on_and_a_damaged_one_does_not(tasks: dic
     for changed in flipped(content, places):
         path.write_bytes(changed)
         try:
-            assert same(read_checkpoint(path), kept)
+            assert same(read_checkpoint(path), saved)
         except ValueError:
             refused += 1
     assert 100 < refused < 200
@@ -612,9 +612,9 @@ def run_command(folder: Path, steps: int, *launcher: str) -> list[Point]:
         cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    kept = History.read(folder / "lm-rmc-seed0.json")
-    assert kept.command.startswith("rmc train lm")
-    return kept.points
+    record = History.read(folder / "lm-rmc-seed0.json")
+    assert record.command.startswith("rmc train lm")
+    return record.points
 
 
 @pytest.mark.slow
@@ -651,12 +651,12 @@ def test_no_job_outlives_the_command_that_started_it(tmp_path: Path) -> None:
 def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
     """The command under torchrun against a training here; gradients are summed in another order."""
     found = run_command(tmp_path / "two", 4, *TWO)
-    kept = read_checkpoint(tmp_path / "two" / "lm-rmc-seed0.pt")
-    options = dict(kept["what"]["options"])
+    saved = read_checkpoint(tmp_path / "two" / "lm-rmc-seed0.pt")
+    options = dict(saved["what"]["options"])
     assert options.pop("name") == "lm"
-    config = TrainingConfig(**kept["what"]["training"])
-    expected = Trainer(LanguageModelling(**options), ModelConfig(**kept["what"]["model"]), config).run().points
-    assert len(kept["processes"]) == 2
+    config = TrainingConfig(**saved["what"]["training"])
+    expected = Trainer(LanguageModelling(**options), ModelConfig(**saved["what"]["model"]), config).run().points
+    assert len(saved["processes"]) == 2
     assert [point.update for point in found] == [point.update for point in expected] == [0, 2, 4]
     assert [point.loss for point in found] == pytest.approx([point.loss for point in expected], rel=1e-4)
     assert [point.tokens for point in found] == [point.tokens for point in expected]
@@ -668,7 +668,7 @@ def test_two_processes_go_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     again, whole = run_command(tmp_path / "again", 4, *TWO), run_command(tmp_path / "whole", 4, *TWO)
     assert [(p.update, p.loss, p.accuracy) for p in again] == [(p.update, p.loss, p.accuracy) for p in whole]
     path = tmp_path / "again" / "lm-rmc-seed0.pt"
-    task, _, kept = trained(path)
-    model, config = ModelConfig(**kept["what"]["model"]), TrainingConfig(**kept["what"]["training"])
+    task, _, saved = trained(path)
+    model, config = ModelConfig(**saved["what"]["model"]), TrainingConfig(**saved["what"]["training"])
     with pytest.raises(ValueError, match="resumed by 2 processes, as it was trained by, got 1"):
         Trainer(task, model, config, path, resume=True)

@@ -230,6 +230,29 @@ def test_more_draws_excuse_nothing(install: Callable[[ReferenceBackend], None]) 
     assert result.misses["memories"].rms_ratio > 2
 
 
+#: A memory that grows until softmaxes saturate: the gradients of eager PyTorch have no right digit in bfloat16.
+SATURATED = Case(
+    CellSpec("r2gen", 8, 2, 4, 2, gate_style=None, attention_mlp_layers=1), "bfloat16", batch_size=4, steps=6,
+    gradients="parameters", magnitude=2.0,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_zeros_would_pass_has_no_yardstick(
+    install: Callable[[ReferenceBackend], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "THOROUGH_NOISE", baseline.USUAL_NOISE)  # for time
+    larger = Altered(grads=lambda spec, grads: [100 * grad for grad in grads])
+    install(larger)
+    result = check_case(SATURATED, "cpu")
+    assert result.status == "not served"
+    assert "zeros would pass for gradient of" in result.reason
+    install(Altered(grads=larger.grads, output=lambda memories: memories * 1.5))
+    assert "memories" in check_case(SATURATED, "cpu").misses, "the memories have a yardstick"
+    install(larger)
+    assert check_case(replace(SATURATED, magnitude=0.1, steps=2), "cpu").status == "miss", "here gradients have one"
+
+
 def test_draws_count_by_what_rounding_does_to_them() -> None:
     def needed(*sizes: float, weight: float = 1.0) -> int:
         first, *others = sizes

@@ -65,10 +65,9 @@ class Plan:
 
     @property
     def cache_key(self) -> str:
-        """What Triton tells one plan's compiled kernels from another's by, on disk too.
+        """Triton's cache key of this plan, in memory and on disk.
 
-        The fields and what computes the properties: a kernel has their values in it, and Triton would know the fields
-        alone, so that after a change of an offset the kernel of the old one would run.
+        Includes the source of the properties: a kernel contains their values, so a changed offset must recompile it.
         """
         return f"{self!r} {_source(*(each.__module__ for each in type(self).__mro__[:-1]))}"
 

@@ -69,10 +69,10 @@ def _repeats(run: Callable[[], Results], expected: Results, repeats: int, *, fil
 def _graph(device: Device, drawn: Draw, run: Callable[[], Results], expected: Results) -> Verdict:
     """Whether a captured call, forward and backward, gives on replay what a call gives, also for another x."""
     results, replay = device.capture(run)
-    x, kept = drawn.call.x, drawn.call.x.clone()
+    x, original = drawn.call.x, drawn.call.x.clone()
     try:
         for sign in (1, -1):
-            x.copy_(sign * kept)
+            x.copy_(sign * original)
             called = {name: value.clone() for name, value in run().items()} if sign < 0 else expected
             for value in results.values():
                 value.fill_(torch.nan)
@@ -81,22 +81,22 @@ def _graph(device: Device, drawn: Draw, run: Callable[[], Results], expected: Re
             if wrong:
                 return "wrong", f"{'another x' if sign < 0 else 'the same x'}: {wrong}"
     finally:
-        x.copy_(kept)
+        x.copy_(original)
     return "right", ""
 
 
 def _late(device: Device, drawn: Draw, run: Callable[[], Results], expected: Results) -> Verdict:
     """Whether a call is ordered after what its stream did before: x is NaN until then."""
-    x, kept = drawn.call.x, drawn.call.x.clone()
+    x, original = drawn.call.x, drawn.call.x.clone()
 
     def arrive() -> None:
-        x.copy_(kept)
+        x.copy_(original)
 
     x.fill_(torch.nan)
     try:
         wrong = differing(device.on_a_late_stream(arrive, run), expected)
     finally:
-        x.copy_(kept)
+        x.copy_(original)
     return ("wrong", wrong) if wrong else ("right", "")
 
 
