@@ -41,7 +41,8 @@ def _unroll_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _unroll_backward(grad: Tensor, memories: Tensor, activations: Tensor, *arguments: Any) -> list[Tensor]:
     """Gradients of x, memory, reset_memory and each parameter; empty where not needed."""
     *fields, spec, backend, needs = arguments
-    return BACKENDS[backend].backward(CellSpec.from_json(spec), _call(fields), memories, activations, grad, needs)
+    grads = BACKENDS[backend].backward(CellSpec.from_json(spec), _call(fields), memories, activations, grad, needs)
+    return [grad.new_empty(0) if found is None else found for found in grads]
 
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -125,25 +126,29 @@ class RelationalMemoryFunction(torch.autograd.Function):
         """Gradients in the order of `forward`'s arguments."""
         memories, activations, *tensors = ctx.saved_tensors
         call = Call.from_flat(*tensors)
-        if grad is None:
-            grad = torch.zeros_like(memories)
-        if grad_final is not None:
-            grad = _with_final(grad, grad_final)
+        grad = _with_final(memories, grad, grad_final)
         _spec, _backend, _save, _lengths, _resets, _mask, *needs = ctx.needs_input_grad
         if is_plain(call.x, call.memory, *call.params):
             grads = BACKENDS[ctx.backend].backward(ctx.spec, call, memories, activations, grad, needs)
         else:
-            grads = torch.ops.rmc_kernels.unroll_backward(
+            found = torch.ops.rmc_kernels.unroll_backward(
                 grad, memories, activations, *_fields(call), ctx.spec.as_json, ctx.backend, needs
             )
-        return (*[None] * 6, *[found if need else None for found, need in zip(grads, needs, strict=True)])
+            grads = [each if need else None for each, need in zip(found, needs, strict=True)]
+        return (*[None] * 6, *grads)
 
 
-def _with_final(grad: Tensor, grad_final: Tensor) -> Tensor:
-    """The gradients of the memories, [B, T, N, D], and of the final one in one."""
-    if grad.shape[1] == 0:
-        return grad
-    return torch.cat([grad[:, :-1], (grad[:, -1] + grad_final).unsqueeze(1)], 1)
+def _with_final(memories: Tensor, grad: Tensor | None, grad_final: Tensor | None) -> Tensor:
+    """The gradients of the memories, [B, T, N, D], and of the final one in one; None is 0."""
+    steps = memories.shape[1]
+    if grad_final is None or steps == 0:
+        return torch.zeros_like(memories) if grad is None else grad
+    last = grad_final.unsqueeze(1)
+    if steps == 1:
+        return last if grad is None else grad + last
+    if grad is None:
+        grad = torch.zeros_like(memories)
+    return torch.cat([grad[:, :-1], grad[:, -1:] + last], 1)
 
 
 def run_forward(spec: CellSpec, backend: str, call: Call, save: bool) -> Unrolled:

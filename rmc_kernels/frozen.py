@@ -111,7 +111,7 @@ class FrozenCell:
 
 
 def _only_concatenates(read_head: nn.Module) -> bool:
-    """Whether a call of it would flatten the memory and no more."""
+    """Whether this is a stock read head that flattens the memory, without hooks."""
     hooks = (*read_head._forward_pre_hooks, *read_head._forward_hooks)
     is_stock = type(read_head) is ReadHead and read_head.kind == "concat"
     return is_stock and not hooks and "forward" not in vars(read_head)

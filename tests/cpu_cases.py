@@ -77,7 +77,7 @@ def everything(
     memories, activations, _ = backend.forward(spec, call, save)
     grads = backend.backward(spec, call, memories, activations, grad, needs)
     names = ("x", "memory", "reset_memory", *spec.parameter_names)
-    return {"memories": memories} | {f"grad of {n}": g for n, g in zip(names, grads, strict=True)}
+    return {"memories": memories} | {f"grad of {n}": g for n, g in zip(names, grads, strict=True) if g is not None}
 
 
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor], only: tuple[str, ...] = ()) -> None:

@@ -48,7 +48,7 @@ class TensorCell {
     return py::make_tuple(memories.object, last.object);
   }
 
-  // Gradients of x, memory, reset memory and the parameters, empty where they are not needed; or None.
+  // Gradients of x, memory, reset memory and the parameters, None where they are not needed; or None for all.
   py::object backward(const py::tuple& call, int threads, const PackedWeights* packed, Address activations,
                       int64_t activation_bytes, py::handle memories, py::handle grad, const py::sequence& needs) const {
     Inputs inputs;
@@ -64,12 +64,13 @@ class TensorCell {
     py::list grads;
     bool made_all = true;
     const auto make = [&](const Sizes& sizes, bool present) -> void* {
-      const bool wanted = present && needs[grads.size()].cast<bool>();
-      const NewTensor made =
-          wanted ? tensors_.make(dtype_, sizes.data(), static_cast<int32_t>(sizes.size())) : tensors_.make(dtype_, {0});
-      made_all = made_all && made.object;
+      NewTensor made;
+      if (present && needs[grads.size()].cast<bool>()) {
+        made = tensors_.make(dtype_, sizes.data(), static_cast<int32_t>(sizes.size()));
+        made_all = made_all && made.object;
+      }
       grads.append(made.object ? made.object : py::none());
-      return wanted ? made.data : nullptr;
+      return made.data;
     };
     out.x = make(inputs.x_shape, true);
     out.memory = make(memory, true);

@@ -188,7 +188,7 @@ class CpuBackend:
 
     def backward(
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         """See `Backend.backward`."""
         kernels = _KERNELS[int(activations[0])] if activations.numel() else self._choose(spec, call)
         native, given_tensors = planned_cell(spec, *kernels)
@@ -196,7 +196,7 @@ class CpuBackend:
         grad, memories = as_read(grad), memories.contiguous()
         saved, threads = _behind_header(activations), torch.get_num_threads()
         if given_tensors is not None:
-            grads: list[Tensor] | None = given_tensors.backward(
+            grads: list[Tensor | None] | None = given_tensors.backward(
                 call.flat(), threads, packed, *saved, memories, grad, needs
             )
             if grads is not None:
@@ -204,13 +204,13 @@ class CpuBackend:
         inputs, params = _as_read(call, packed)
         targets = (call.x, call.memory, call.reset_memory, *call.params)
         wanted = [target if need else None for target, need in zip(targets, needs, strict=True)]
-        grads = [memories.new_empty(0 if t is None else t.shape) for t in wanted]
-        pointers = [0 if t is None else g.data_ptr() for g, t in zip(grads, wanted, strict=True)]
+        made = [None if target is None else memories.new_empty(target.shape) for target in wanted]
+        pointers = addresses(made)
         native.backward(
             (call.batch_size, call.steps, threads), addresses(inputs), addresses(params), packed, memories.data_ptr(),
-            *saved, (grad.data_ptr(), *pointers[:3]), tuple(pointers[3:]),
+            *saved, (grad.data_ptr(), *pointers[:3]), pointers[3:],
         )  # fmt: skip
-        return [g if t is None else g.to(t.dtype) for g, t in zip(grads, wanted, strict=True)]
+        return [None if g is None or t is None else g.to(t.dtype) for g, t in zip(made, wanted, strict=True)]
 
     def frozen_step(
         self,

@@ -129,7 +129,7 @@ class Backend(Protocol):
 
     def backward(
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         """Gradients of `sum(memories * grad)` for x, memory, reset_memory and each parameter, in this order.
 
         Args:
@@ -138,5 +138,5 @@ class Backend(Protocol):
             memories: what `forward` returned.
             activations: likewise; where it is empty, each step is computed again from the memory before it.
             grad: [B, T, N, D], any strides.
-            needs: one flag per gradient; where it is False an empty tensor of 0 elements stands in its place.
+            needs: one flag per gradient; where it is False, None stands in its place.
         """

@@ -44,7 +44,7 @@ class ReferenceBackend:
 
     def backward(
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         """See `Backend.backward`."""
         inputs = [call.x, call.memory, call.reset_memory, *call.params]
         leaves = [
@@ -64,7 +64,7 @@ class ReferenceBackend:
             found = tuple(torch.zeros_like(leaf) for leaf in wanted)
         grads = iter(found)
         return [
-            next(grads).contiguous() if need and leaf is not None else call.x.new_empty(0)
+            next(grads).contiguous() if need and leaf is not None else None
             for leaf, need in zip(leaves, needs, strict=True)
         ]
 

@@ -17,7 +17,7 @@ _lock = Lock()
 
 
 def addresses(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
-    """Where their first elements are; 0 for None.
+    """Addresses of the first elements; 0 for None.
 
     Raises:
         RuntimeError: a tensor has elements but no memory.
@@ -57,7 +57,7 @@ class FrozenWeights:
         return len(params) == len(self.params) and all(map(is_, params, self.params))
 
     def check(self) -> None:
-        """Raises RuntimeError where a parameter lies elsewhere by now, or torch counted a write to it."""
+        """Raise RuntimeError where a parameter has moved, or torch has counted a write to it."""
         now = _state(self._watched)
         if now != self._state and any(a != b for a, b in zip(self._state, now, strict=True) if None not in (a, b)):
             raise RuntimeError("a parameter was changed inside frozen_weights(); leave the block before training on")
@@ -72,7 +72,7 @@ class FrozenWeights:
         return found
 
 
-#: The blocks of `frozen_weights` that are open; replaced, never changed.
+#: The open blocks of `frozen_weights`: a new tuple at each change, so that threads read it without a lock.
 frozen_blocks: tuple[FrozenWeights, ...] = ()
 
 
@@ -107,7 +107,7 @@ def frozen_block(params: Sequence[Tensor]) -> FrozenWeights | None:
 
 
 def _state(tensors: Sequence[Tensor]) -> list[int | None]:
-    """What torch counted of writes to each, and its address; None where it cannot be told, as while torch compiles."""
+    """Version counter and address of each tensor; None where there are none to read, as under torch.compile."""
     readable = is_plain(*tensors)
     counts = [None if t.is_inference() else t._version for t in tensors]  # it counts none for inference tensors
     return [*counts, *(t.data_ptr() if readable else None for t in tensors)]

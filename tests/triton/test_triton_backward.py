@@ -63,7 +63,7 @@ def run_call(
     names = ("x", "memory", "reset_memory", *spec.parameter_names)
     needs = [True, True, call.reset_memory is not None, *[True] * len(call.params)]
     found = backend.backward(spec, call, memories, activations, grad, needs)
-    return memories, {name: g for name, g, need in zip(names, found, needs, strict=True) if need}
+    return memories, {name: g for name, g in zip(names, found, strict=True) if g is not None}
 
 
 def run(case: DrawnCall, save: bool = False, grad: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:

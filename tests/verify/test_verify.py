@@ -73,10 +73,11 @@ class Altered(ReferenceBackend):
 
     def backward(
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         with self.mode():
             found = super().backward(self.spec(spec), self.call(spec, call), memories, activations, grad, needs)
-        return self.grads(spec, found)
+        altered = self.grads(spec, [torch.empty(0) if each is None else each for each in found])
+        return [each if need else None for each, need in zip(altered, needs, strict=True)]
 
 
 class OtherOrder(TorchFunctionMode):

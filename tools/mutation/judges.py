@@ -116,8 +116,8 @@ def outcome(
     order: dict[str, Any] = {"x": call.x, "memory": call.memory, "reset_memory": call.reset_memory, **case.params}
     needs = [value is not None and (wanted is None or name in wanted) for name, value in order.items()]
     gradients = backend.backward(case.spec, call, memories, activations, _cotangent(memories), needs)
-    named = zip(order, gradients, needs, strict=True)
-    return {"memories": memories, **{name: gradient for name, gradient, need in named if need}}
+    named = zip(order, gradients, strict=True)
+    return {"memories": memories, **{name: gradient for name, gradient in named if gradient is not None}}
 
 
 def _cotangent(memories: Tensor) -> Tensor:

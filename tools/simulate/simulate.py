@@ -116,7 +116,7 @@ def _gradients(case: DrawnCall, saved: bool) -> list[Tensor]:
     grad = torch.randn(memories.shape, generator=torch.Generator().manual_seed(1))
     needs = [True, True, call.reset_memory is not None, *[True] * len(call.params)]
     found = TRITON.backward(case.spec, call, memories, activations, grad, needs)
-    return [memories, *(gradient for gradient, need in zip(found, needs, strict=True) if need)]
+    return [memories, *(gradient for gradient in found if gradient is not None)]
 
 
 @dataclass(frozen=True)

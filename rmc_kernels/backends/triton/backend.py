@@ -96,7 +96,7 @@ class TritonBackend:
 
     def backward(
         self, spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         """See `Backend.backward`."""
         from rmc_kernels.backends.triton.gradients import gradients
 

@@ -29,7 +29,7 @@ SUMMED_ROWS, SUMS_AT_ONCE = 512, 8
 
 def gradients(
     spec: CellSpec, call: Call, memories: Tensor, activations: Tensor, grad: Tensor, needs: Sequence[bool]
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     """See `Backend.backward`."""
     names = ("x", "memory", "reset_memory", *spec.parameter_names)
     targets = (call.x, call.memory, call.reset_memory, *call.params)
@@ -39,7 +39,7 @@ def gradients(
             found = _Backward(spec, call, memories, activations, wanted).run(grad.contiguous())
     else:
         found = {name: target.new_zeros(target.shape) for name, target in wanted.items()}
-    return [found[name].to(wanted[name].dtype) if name in wanted else call.x.new_empty(0) for name in names]
+    return [found[name].to(wanted[name].dtype) if name in wanted else None for name in names]
 
 
 class Sums:
