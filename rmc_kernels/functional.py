@@ -82,11 +82,13 @@ def relational_memory(
 
 def run(spec: CellSpec, call: Call, backend: str, recompute: str) -> tuple[Tensor, Tensor]:
     """The memories [B, T, N, D] of a checked call and the final one, by the backend that serves it, under autograd."""
-    chosen = backends.choose(backend, spec, call.x.dtype, call.x.device)
+    trains = torch.is_grad_enabled() and _requires_grad(call)
+    chosen = backends.choose(backend, spec, call.x.dtype, call.x.device, recompute if trains else "")
     if chosen is backends.REFERENCE:
         memories = reference_unroll(spec, call)[0]
         final = backends.last_memory(memories)
-    elif torch.is_grad_enabled() and _requires_grad(call, chosen.name):
+    elif trains:
+        _refuse_gradient_of_mask(call, chosen.name)
         if call.reset_memory is call.memory:  # torch.compile takes no autograd.Function with the same tensor twice
             call = replace(call, reset_memory=call.memory.view_as(call.memory))
         memories, final = RelationalMemoryFunction.apply(  # type: ignore[no-untyped-call]
@@ -97,17 +99,21 @@ def run(spec: CellSpec, call: Call, backend: str, recompute: str) -> tuple[Tenso
     return memories, final if call.steps else call.memory
 
 
-def _requires_grad(call: Call, backend: str) -> bool:
-    """Whether a tensor of the call requires a gradient; ValueError where that is one which fused backends lack."""
+def _requires_grad(call: Call) -> bool:
+    """Whether a tensor of the call requires a gradient."""
+    for tensor in (*call.trained(), call.dropout_mask):  # noqa: SIM110 (a generator takes longer, at every call)
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
+
+
+def _refuse_gradient_of_mask(call: Call, backend: str) -> None:
+    """Raise ValueError where a dropout mask requires a gradient, which fused backends do not compute."""
     if call.dropout_mask is not None and call.dropout_mask.requires_grad:
         raise ValueError(
             f'dropout_mask must not require a gradient, which the "{backend}" backend does not compute; '
             'use backend="reference"'
         )
-    for tensor in call.trained():  # noqa: SIM110 (a generator takes longer, at every call)
-        if tensor is not None and tensor.requires_grad:
-            return True
-    return False
 
 
 def memory_dtype(dtype: torch.dtype) -> torch.dtype:

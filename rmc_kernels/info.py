@@ -56,7 +56,8 @@ def info(json: bool = False) -> None:
     backends = Table("device", "dtype", "runs", "not used", title=f"Backends, for a small {SMALL.variant} cell")
     for row in found["backends"]:
         reasons = "\n".join(f"{name}: {reason}" for name, reason in row["not_used"].items())
-        backends.add_row(row["device"], row["dtype"], row["runs"], reasons)
+        runs = row["runs"] + (f"\n({row['note']})" if row["note"] else "")
+        backends.add_row(row["device"], row["dtype"], runs, reasons)
     console.print(about, backends)
 
 
@@ -93,4 +94,6 @@ def _extension_line(about: dict[str, Any]) -> str:
 def _served(device: str, dtype: torch.dtype) -> dict[str, Any]:
     found = explain(SMALL, torch.empty(0, device=device, dtype=dtype))
     name = str(dtype).removeprefix("torch.")
-    return {"device": device, "dtype": name, "runs": found.backend, "not_used": dict(found.reasons)}
+    return {
+        "device": device, "dtype": name, "runs": found.backend, "note": found.note, "not_used": dict(found.reasons)
+    }  # fmt: skip

@@ -69,24 +69,27 @@ def explain(spec: CellSpec, x: Tensor) -> Explanation:
     reasons: dict[str, str] = {}
     for name, backend in BACKENDS.items():
         reason = _why_not(backend, spec, x.dtype, x.device) or backend.passed_over(x.device)
+        reason = reason or backend.fault(spec, x.dtype, x.device, "", check=False)
         reason = f"{chosen} is preferred" if chosen else reason
         if reason is None:
             chosen = name
         else:
             reasons[name] = reason
     assert chosen is not None  # the reference refuses nothing
-    return Explanation(chosen, reasons, BACKENDS[chosen].note)
+    return Explanation(chosen, reasons, BACKENDS[chosen].note(spec, x.dtype, x.device))
 
 
-def choose(name: str, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> Backend:
-    """The backend that serves `spec` under the name the caller gave.
+def choose(name: str, spec: CellSpec, dtype: torch.dtype, device: torch.device, gradients: str = "") -> Backend:
+    """The backend that serves `spec` under the name the caller gave; `gradients` is that of `Backend.fault`.
 
     Raises:
         ValueError: the name is unknown, or that backend cannot serve the call; the reason is in the message.
     """
     if isinstance(name, str) and name == "auto":
         for backend in BACKENDS.values():
-            if backend.passed_over(device) is None and _why_not(backend, spec, dtype, device) is None:
+            if backend.passed_over(device) is not None or _why_not(backend, spec, dtype, device) is not None:
+                continue
+            if backend.fault(spec, dtype, device, gradients, check=True) is None:
                 return backend
         return REFERENCE
     errors.one_of("backend", name, CHOICES)

@@ -136,11 +136,14 @@ class CpuBackend:
     """
 
     name = "cpu"
-    note = ""
 
     def __init__(self, isa: str = "", test_double: bool = False) -> None:
         self._isa = isa
         self._test_double = test_double
+
+    def note(self, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str:
+        """Nothing."""
+        return ""
 
     def unavailable(self) -> str | None:
         """Why the extension cannot be used, or None."""
@@ -156,6 +159,12 @@ class CpuBackend:
 
     def passed_over(self, device: torch.device) -> str | None:
         """Never."""
+        return None
+
+    def fault(
+        self, spec: CellSpec, dtype: torch.dtype, device: torch.device, gradients: str, *, check: bool
+    ) -> str | None:
+        """None: the tests of a release are enough."""
         return None
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:

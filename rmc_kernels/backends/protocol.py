@@ -106,11 +106,12 @@ class Backend(Protocol):
 
     Attributes:
         name: what it is asked for by.
-        note: what `explain` adds where it runs; empty for nothing.
     """
 
     name: str
-    note: str
+
+    def note(self, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str:
+        """What `explain` adds where this backend runs; empty for nothing."""
 
     def unavailable(self) -> str | None:
         """Why this backend cannot run on this machine at all, or None."""
@@ -120,6 +121,15 @@ class Backend(Protocol):
 
     def passed_over(self, device: torch.device) -> str | None:
         """Why `auto` never takes this backend for tensors on `device`, though it may serve them by name; or None."""
+
+    def fault(
+        self, spec: CellSpec, dtype: torch.dtype, device: torch.device, gradients: str, *, check: bool
+    ) -> str | None:
+        """Why `auto` does not trust the kernels of a call that this backend serves, or None.
+
+        `gradients` is "" for a call without, otherwise its `recompute`. `check` tells whether to compare kernels with
+        the reference that have not been compared on this machine.
+        """
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
         """Bytes that `forward(save=True)` keeps for `backward`; arithmetic only, sizes may be symbolic."""

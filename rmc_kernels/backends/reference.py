@@ -18,7 +18,10 @@ class ReferenceBackend:
     """Runs `reference.unroll`. The backward pass runs it again under autograd, so nothing but the inputs is kept."""
 
     name = "reference"
-    note = ""
+
+    def note(self, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str:
+        """Nothing."""
+        return ""
 
     def unavailable(self) -> str | None:
         """Plain PyTorch: always there."""
@@ -30,6 +33,12 @@ class ReferenceBackend:
 
     def passed_over(self, device: torch.device) -> str | None:
         """Never."""
+        return None
+
+    def fault(
+        self, spec: CellSpec, dtype: torch.dtype, device: torch.device, gradients: str, *, check: bool
+    ) -> str | None:
+        """None: the tests of a release are enough."""
         return None
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:

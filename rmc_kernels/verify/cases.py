@@ -12,9 +12,10 @@ import torch
 from rmc_kernels import errors
 from rmc_kernels.spec import CellSpec
 
-Gradients = Literal["all", "inputs", "parameters"]
+Gradients = Literal["all", "inputs", "parameters", "none"]
 DTYPES = ("float32", "bfloat16", "float16")
 RECOMPUTE = ("full", "none")
+#: That random cases ask for.
 GRADIENTS: tuple[Gradients, ...] = ("all", "inputs", "parameters")
 
 
@@ -30,7 +31,7 @@ class Case:
         resets: whether there are resets, with a reset memory of their own per element.
         dropout_mask: whether attention weights are masked; for one-block cells other than l0sg.
         strided: whether every tensor is transposed in memory with gaps between its elements.
-        gradients: which gradients are asked for: "all", of the "inputs" (x and memories), of the "parameters".
+        gradients: which gradients are asked for: "all", "inputs" (x and memories), "parameters" or "none".
         recompute: "full" or "none"; see `relational_memory`.
         magnitude: standard deviation of x and the memories.
 
@@ -56,7 +57,7 @@ class Case:
         errors.positive_int("steps", self.steps)
         for name in ("lengths", "resets", "dropout_mask", "strided"):
             errors.boolean(name, getattr(self, name))
-        errors.one_of("gradients", self.gradients, GRADIENTS)
+        errors.one_of("gradients", self.gradients, (*GRADIENTS, "none"))
         errors.one_of("recompute", self.recompute, RECOMPUTE)
         if not 0 < errors.real_number("magnitude", self.magnitude) < math.inf:
             raise ValueError(f"magnitude takes a positive number, got {self.magnitude}")
@@ -74,9 +75,9 @@ class Case:
         """Elements of the smallest tensor that is compared."""
         memory = self.batch_size * self.spec.mem_slots * self.spec.mem_size
         sizes = [memory]
-        if self.gradients != "parameters":
+        if self.gradients in ("all", "inputs"):
             sizes.append(self.batch_size * self.steps * math.prod(self.spec.input_shape))
-        if self.gradients != "inputs":
+        if self.gradients in ("all", "parameters"):
             sizes += [math.prod(shape) for shape in self.spec.parameter_shapes.values()]
         return min(sizes)
 

@@ -108,7 +108,7 @@ def evaluate(drawn: Draw, run: Runner) -> dict[str, Tensor]:
         TypeError: an output is not of the memory's dtype.
     """
     call, wanted = drawn.call, drawn.case.gradients
-    inputs, parameters = wanted != "parameters", wanted != "inputs"
+    inputs, parameters = wanted in ("all", "inputs"), wanted in ("all", "parameters")
     leaves: dict[str, Tensor] = {}
 
     def leaf(name: str, value: MaybeTensor, needed: bool) -> MaybeTensor:
@@ -130,8 +130,10 @@ def evaluate(drawn: Draw, run: Runner) -> dict[str, Tensor]:
     for name, value in (("memories", memories), ("final memory", final)):
         if value.dtype != call.memory.dtype:
             raise TypeError(f"{name} should have the dtype of the memory, {call.memory.dtype}, got {value.dtype}")
-    found = torch.autograd.grad((memories, final), list(leaves.values()), (drawn.grad_memories, drawn.grad_final))
     outputs = {"memories": memories.detach(), "final memory": final.detach()}
+    if not leaves:
+        return outputs
+    found = torch.autograd.grad((memories, final), list(leaves.values()), (drawn.grad_memories, drawn.grad_final))
     return outputs | dict(zip(leaves, found, strict=True))
 
 

@@ -34,8 +34,14 @@ class TritonBackend:
     """
 
     name = "triton"
-    note = ""
 
+    def note(self, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str:
+        """Whether the kernels have been compared with the reference on this machine."""
+        from rmc_kernels.backends.triton import trust
+
+        return trust.checked(spec.as_json, dtype, device)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # Dynamo calls it while it traces
     def unavailable(self) -> str | None:
         """Why Triton cannot be used, or None."""
         if sys.modules.get("triton") is None and find_spec("triton") is None:  # the search takes 13 us
@@ -50,7 +56,7 @@ class TritonBackend:
 
     def refuses(self, spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str | None:
         """See `Backend.refuses`."""
-        missing = self.unavailable()
+        missing: str | None = self.unavailable()
         if missing is not None:
             return missing
         from rmc_kernels.backends.triton import launch
@@ -76,6 +82,17 @@ class TritonBackend:
     def passed_over(self, device: torch.device) -> str | None:
         """On the CPU, Triton is an interpreter or a simulator: for tests."""
         return "on the CPU Triton only interprets, for tests" if device.type == "cpu" else None
+
+    def fault(
+        self, spec: CellSpec, dtype: torch.dtype, device: torch.device, gradients: str, *, check: bool
+    ) -> str | None:
+        """See `trust`."""
+        from rmc_kernels.backends.triton import trust
+
+        if not trust.enabled:
+            return None
+        found: str | None = trust.fault(spec.as_json, dtype, gradients, device, check, torch.compiler.is_compiling())
+        return found
 
     def activation_size(self, spec: CellSpec, batch_size: int, steps: int, dtype: torch.dtype) -> int:
         """See `Backend.activation_size`: linear in steps, and in batch elements up to a tile."""
