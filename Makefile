@@ -14,6 +14,7 @@
 #                  gpu-training: one stage, under 10 minutes each
 #   make model     what the Triton kernels should take on GPUs, by a model: writes its page
 #   make sanitize  the C++ tests under the address, undefined behaviour and thread sanitizers
+#   make arm       the C++ tests cross-compiled for 64-bit ARM and run by qemu-user
 #   make wheel     sdist and wheel in dist/
 #   make clean     remove what was built here; .venv stays
 #
@@ -33,7 +34,7 @@ CMAKE := $(VENV)/bin/cmake
 CXX_BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CMAKE) -S . -G Ninja
 SAY = @printf '\033[1m==> %s\033[0m\n'
 
-.PHONY: demo test interpret simulate mutate matrix model lint compatibility bench sanitize wheel clean setup \
+.PHONY: demo test interpret simulate mutate matrix model lint compatibility bench sanitize arm wheel clean setup \
   gpu gpu-verify gpu-runtime gpu-forward gpu-training gpu-ready
 .DELETE_ON_ERROR:
 
@@ -150,6 +151,20 @@ sanitize: setup
 	  $(CMAKE) --build $$build && \
 	  $(VENV)/bin/ctest --test-dir $$build --output-on-failure || exit 1; \
 	done
+
+ARM := aarch64-linux-gnu
+ARM_PACKAGES := g++-$(ARM) qemu-user
+
+# Not the large cells, which test no instruction set and take five minutes there.
+arm: setup
+	$(SAY) "csrc/tests on 64-bit ARM, emulated"
+	@command -v $(ARM)-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
+	  { echo "make arm: needs $(ARM)-g++ and qemu-aarch64, as by apt-get install $(ARM_PACKAGES)"; exit 1; }
+	$(CXX_BUILD) -B build/arm -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=$(ARM)-g++ -DRMC_BINDINGS=OFF -DRMC_TESTS=ON -DRMC_WERROR=ON --log-level=WARNING
+	$(CMAKE) --build build/arm
+	qemu-aarch64 -L /usr/$(ARM) build/arm/test_machine
+	qemu-aarch64 -L /usr/$(ARM) build/arm/test_cell neon
 
 wheel: setup
 	$(SAY) "sdist and wheel"

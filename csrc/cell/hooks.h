@@ -15,6 +15,7 @@ struct Hooks {
 const Hooks& hooks(Isa isa);
 
 const Hooks& hooks_generic();
+const Hooks& hooks_neon();
 const Hooks& hooks_avx2();
 const Hooks& hooks_avx512();
 const Hooks& hooks_amx();

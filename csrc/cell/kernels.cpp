@@ -18,6 +18,11 @@ Tables tables(Isa isa) {
   switch (isa) {
     case Isa::kGeneric:
       return {kernels_generic, hooks_generic};
+    case Isa::kNeon:
+#ifdef RMC_HAVE_NEON
+      return {kernels_neon, hooks_neon};
+#endif
+      break;
     case Isa::kAvx2:
 #ifdef RMC_HAVE_AVX2
       return {kernels_avx2, hooks_avx2};

@@ -60,6 +60,7 @@ const Kernels& kernels(Isa isa, Precision precision);
 
 const Kernels& kernels_generic();
 const Kernels& kernels_generic_double();
+const Kernels& kernels_neon();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
 const Kernels& kernels_avx512bf16();  // bfloat16

@@ -29,6 +29,7 @@ inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* 
                         typename V::T* c) {
   constexpr int W = V::W;
   constexpr int kPair = C == 1 ? 1 : 2;
+  constexpr int kLine = 64 / sizeof(typename V::T);  // of the cache, in numbers
   V acc[R][C];
 #pragma GCC unroll 4
   for (int j = 0; j < C; j++) {
@@ -41,13 +42,14 @@ inline void gemm_kernel(int64_t k, const typename V::T* a, const typename V::T* 
       V weight[C];
 #pragma GCC unroll 4
       for (int j = 0; j < C; j++) {
-        const typename V::T* p = w + (j / 2) * pair_stride + (u * kPair + j % 2) * W;
+        const int at = (u * kPair + j % 2) * W;
+        const typename V::T* p = w + (j / 2) * pair_stride + at;
         weight[j] = V::load(p);
-        prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes);
+        if (at % kLine == 0) prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
-        const V x = V::set(a[r * W + u]);
+        const V x = V::broadcast(a + r * W, u);
 #pragma GCC unroll 4
         for (int j = 0; j < C; j++) acc[r][j] = fma(x, weight[j], acc[r][j]);
       }

@@ -76,7 +76,13 @@ CpuFeatures detect() {
 
 }  // namespace
 #else
-static CpuFeatures detect() { return {}; }
+static CpuFeatures detect() {
+  CpuFeatures f;
+#if defined(__aarch64__)
+  f.neon = true;
+#endif
+  return f;
+}
 #endif
 
 const CpuFeatures& cpu_features() {
@@ -86,6 +92,7 @@ const CpuFeatures& cpu_features() {
 
 std::vector<std::pair<const char*, bool>> CpuFeatures::items() const {
   return {
+      {"neon", neon},
       {"avx2", avx2},
       {"fma", fma},
       {"f16c", f16c},

@@ -6,6 +6,7 @@
 namespace rmc {
 
 struct CpuFeatures {
+  bool neon = false;
   bool avx2 = false;
   bool fma = false;
   bool f16c = false;

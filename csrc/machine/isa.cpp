@@ -7,12 +7,17 @@
 namespace rmc {
 namespace {
 
-constexpr Isa kAll[] = {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx};
+constexpr Isa kAll[] = {Isa::kGeneric, Isa::kNeon, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx};
 
 bool compiled(Isa isa) {
   switch (isa) {
     case Isa::kGeneric:
       return true;
+    case Isa::kNeon:
+#ifdef RMC_HAVE_NEON
+      return true;
+#endif
+      break;
     case Isa::kAvx2:
 #ifdef RMC_HAVE_AVX2
       return true;
@@ -45,6 +50,8 @@ bool executable(Isa isa) {
   switch (isa) {
     case Isa::kGeneric:
       return true;
+    case Isa::kNeon:
+      return f.neon;
     case Isa::kAvx2:
       return avx2;
     case Isa::kAvx512:
@@ -63,6 +70,8 @@ const char* name(Isa isa) {
   switch (isa) {
     case Isa::kGeneric:
       return "generic";
+    case Isa::kNeon:
+      return "neon";
     case Isa::kAvx2:
       return "avx2";
     case Isa::kAvx512:

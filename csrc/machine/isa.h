@@ -7,7 +7,7 @@
 
 namespace rmc {
 
-enum class Isa { kGeneric, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+enum class Isa { kGeneric, kNeon, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 const char* name(Isa isa);
 

@@ -19,6 +19,7 @@ struct Simd {
   static Simd load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static Simd load_n(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first(n))}; }
   static Simd set(float x) { return {_mm256_set1_ps(x)}; }
+  static Simd broadcast(const float* p, int lane) { return set(p[lane]); }
   static Simd zero() { return {_mm256_setzero_ps()}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store_n(float* p, int64_t n) const { _mm256_maskstore_ps(p, first(n), v); }

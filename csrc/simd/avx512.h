@@ -23,6 +23,7 @@ struct Vector16 {
   static Vector16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Vector16 load_n(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
   static Vector16 set(float x) { return {_mm512_set1_ps(x)}; }
+  static Vector16 broadcast(const float* p, int lane) { return set(p[lane]); }  // p: W numbers
   static Vector16 zero() { return {_mm512_setzero_ps()}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store_n(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }

@@ -35,6 +35,7 @@ struct Vector {
     for (int i = 0; i < W; i++) r.v[i] = x;
     return r;
   }
+  static Vector broadcast(const T* p, int lane) { return set(p[lane]); }
   static Vector zero() { return set(0); }
   void store(T* p) const { std::memcpy(p, &v, sizeof v); }
   void store_n(T* p, int64_t n) const {

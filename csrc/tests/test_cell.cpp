@@ -16,6 +16,7 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
+#include "cell/hooks.h"
 #include "cell/kernels.h"
 #include "cell/plan.h"
 #include "common/bump.h"
@@ -109,6 +110,14 @@ struct Problem {
     for (int64_t i = 0; i < batch * steps; i++) resets[i] = i % 5 == 2;
     const rmc::ActivationSize size = rmc::kernels(isa, precision).activation_size(p);
     activations.resize(static_cast<size_t>(steps * (batch * size.per_element + size.per_tile)) * sizeof(T) + 64);
+  }
+
+  template <class Other>
+  void take_inputs_of(const Problem<Other>& other) {
+    for (size_t i = 0; i < params.size(); i++) params[i].assign(other.params[i].begin(), other.params[i].end());
+    x.assign(other.x.begin(), other.x.end()), memory.assign(other.memory.begin(), other.memory.end());
+    reset_memory.assign(other.reset_memory.begin(), other.reset_memory.end());
+    mask.assign(other.mask.begin(), other.mask.end()), grad.assign(other.grad.begin(), other.grad.end());
   }
 
   void run(int threads, bool save, bool options) {
@@ -239,6 +248,64 @@ void test_not_finite(const Named& cell, rmc::Isa isa, rmc::Precision precision) 
     const std::vector<T> recomputed = spoiled.results();
     spoiled.run(1, true, false);
     check(same_but_nan(recomputed, spoiled.results()), what + ": an infinite parameter in saved activations");
+  }
+}
+
+// The errors of both passes against float64, pooled over all results, are at most those that `rmc verify` allows over
+// the errors of the generic build.
+void test_right(const Named& cell, rmc::Isa isa) {
+  const rmc::Precision precision = rmc::Precision::kFloat32;
+  struct Errors {
+    double squares = 0, largest = 0;
+  };
+  Problem<float> generic(cell.config, rmc::Isa::kGeneric, precision, cell.batch, 5);
+  Problem<float> ours(cell.config, isa, precision, cell.batch, 5);
+  Problem<double> exact(cell.config, rmc::Isa::kGeneric, rmc::Precision::kFloat64, cell.batch, 5);
+  exact.take_inputs_of(generic);
+  for (bool options : {false, true}) {
+    generic.run(1, false, options), ours.run(1, false, options), exact.run(1, false, options);
+    const std::vector<double> truth = exact.results();
+    auto errors = [&](const std::vector<float>& results) {
+      Errors found;
+      for (size_t i = 0; i < truth.size(); i++) {
+        const double error = std::abs(static_cast<double>(results[i]) - truth[i]);
+        found.squares += error * error, found.largest = std::max(found.largest, error);
+      }
+      return found;
+    };
+    const Errors a = errors(ours.results()), b = errors(generic.results());
+    const std::string what = std::string(cell.name) + " " + rmc::name(isa);
+    check(a.squares <= 4 * b.squares, what + " is as exact as the generic build");
+    check(a.largest <= 4 * b.largest, what + ": no result is far off");
+  }
+}
+
+// exp and tanh, as simd/math.h promises: in units in the last place, and the root mean square between two powers of 2.
+void test_math(rmc::Isa isa) {
+  constexpr int kPoints = 8192;
+  struct Function {
+    int number;
+    const char* name;
+    double (*exact)(double);
+  };
+  for (const Function& f : {Function{0, "exp", std::exp}, Function{2, "tanh", std::tanh}}) {
+    for (int exponent = -10; exponent < 6; exponent++) {
+      std::vector<float> x(kPoints), y(kPoints);
+      for (int i = 0; i < kPoints; i++)
+        x[static_cast<size_t>(i)] = (i % 2 ? -1.f : 1.f) * std::ldexp(1 + static_cast<float>(i) / kPoints, exponent);
+      rmc::hooks(isa).apply(f.number, x.data(), y.data(), kPoints);
+      double squares = 0, largest = 0;
+      for (size_t i = 0; i < x.size(); i++) {
+        const double exact = f.exact(x[i]);
+        const double unit = std::ldexp(1.0, std::ilogb(exact) - 23);
+        const double error = std::abs(static_cast<double>(y[i]) - exact) / unit;
+        squares += error * error, largest = std::max(largest, error);
+      }
+      const bool rounds_to_1 = f.number == 0 && exponent < -6;  // even the exact result rounded errs by 0.38 there
+      const std::string what = std::string(f.name) + " " + rmc::name(isa) + " from 2^" + std::to_string(exponent);
+      check(largest <= 1.0, what + " errs by " + std::to_string(largest));
+      check(rounds_to_1 || std::sqrt(squares / kPoints) <= 0.35, what + " errs by more than 0.35 in the mean");
+    }
   }
 }
 
@@ -380,12 +447,20 @@ void test_owners() {
   }
 }
 
-int main() {
+// Arguments: the instruction sets to test, where an emulator takes too long for the large cells, which test no set. All
+// that this CPU can execute without any.
+int main(int count, char** arguments) {
+  const bool emulated = count > 1;
+  std::vector<rmc::Isa> isas;
+  for (int i = 1; i < count; i++) isas.push_back(rmc::parse_isa(arguments[i]));
+  if (isas.empty()) isas = rmc::supported_isas();
   test_red_zones();
   test_measured();
   test_owners();
+  for (rmc::Isa isa : isas) test_math(isa);
   for (const Named& cell : cells()) {
-    for (rmc::Isa isa : rmc::supported_isas()) {
+    for (rmc::Isa isa : isas) {
+      test_right(cell, isa);
       for (rmc::Precision precision : {rmc::Precision::kFloat32, rmc::Precision::kBfloat16}) {
         if (precision == rmc::Precision::kBfloat16 && isa < rmc::Isa::kAvx512Bf16) continue;
         test_cell<float>(cell, isa, precision);
@@ -393,11 +468,12 @@ int main() {
         test_not_finite<float>(cell, isa, precision);
       }
     }
+    if (isas.front() != rmc::Isa::kGeneric) continue;
     test_cell<double>(cell, rmc::Isa::kGeneric, rmc::Precision::kFloat64);
     test_not_finite<double>(cell, rmc::Isa::kGeneric, rmc::Precision::kFloat64);
   }
-  test_large(cells().front().config);
-  test_callers(cells().front(), rmc::supported_isas().back());
+  if (!emulated) test_large(cells().front().config);
+  test_callers(cells().front(), isas.back());
   test_exceptions();
   test_pool();
   test_interrupt(cells().front());

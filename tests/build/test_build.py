@@ -17,7 +17,7 @@ import rmc_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_DIR = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
-ISA_FILE = re.compile(r"_(avx2|avx512|avx512bf16|amx)\.cpp$")
+ISA_FILE = re.compile(r"_(neon|avx2|avx512|avx512bf16|amx)\.cpp$")
 
 if shutil.which("c++") is None:
     pytest.importorskip("rmc_kernels._C", reason="no C++ compiler on this machine, so no extension")
