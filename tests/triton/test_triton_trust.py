@@ -163,6 +163,7 @@ def test_a_folder_that_cannot_be_written_to(compared: Callable[[], int], tmp_pat
     assert fault() is None
     assert fault() is None
     assert compared() == 1, "this process knows"
+    assert explain(SPEC, torch.zeros(1)).note.endswith(": forward")
 
 
 def test_processes_that_write_at_once(compared: Callable[[], int], tmp_path: Path) -> None:

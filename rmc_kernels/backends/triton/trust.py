@@ -85,19 +85,26 @@ def fault(
         RuntimeWarning: once a kernel, where it has a fault or could not be compared.
     """
     kernel = Kernel(spec, dtype, gradients, device, launch.precision(dtype))
+    found = _result(kernel)
+    if found is None:
+        if not check:
+            return None
+        if compiling:
+            return _warned(
+                kernel, "it has not been compared with the reference yet", "make a call before it is compiled"
+            )
+        found = _first_use(kernel)
+    return _warned(kernel, found, f"delete {kernel.record} to compare it again") if found else None
+
+
+def _result(kernel: Kernel) -> str | None:
+    """The fault that this process knows or a file tells; None where nothing has been compared."""
     found = _known.get(kernel)
     if found is None:
         found = _read(kernel)
-        if found is None:
-            if not check:
-                return None
-            if compiling:
-                return _warned(
-                    kernel, "it has not been compared with the reference yet", "make a call before it is compiled"
-                )
-            found = _first_use(kernel)
-        _known[kernel] = found
-    return _warned(kernel, found, f"delete {kernel.record} to compare it again") if found else None
+        if found is not None:
+            _known[kernel] = found
+    return found
 
 
 def _first_use(kernel: Kernel) -> str:
@@ -119,7 +126,7 @@ def checked(spec: str, dtype: torch.dtype, device: torch.device) -> str:
         return "not compared with the reference, since RMC_KERNELS_CHECK is 0"
     precision = launch.precision(dtype)
     kernels = [Kernel(spec, dtype, gradients, device, precision) for gradients in ("", "full", "none")]
-    found = [kernel.gradients for kernel in kernels if (_known.get(kernel) or _read(kernel)) == ""]
+    found = [kernel.gradients for kernel in kernels if _result(kernel) == ""]
     passes = ["forward" if not each else f'recompute="{each}"' for each in found]
     return f"compared with the reference on this machine: {', '.join(passes) or 'nothing yet'}"
 
