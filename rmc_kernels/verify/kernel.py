@@ -14,11 +14,17 @@ from rmc_kernels.verify.check import check_case
 
 
 def fault(spec: str, dtype: str, gradients: str, device: str, precision: str) -> str:
-    """What is wrong with a kernel, "" for nothing; the arguments are those of `backends.triton.trust.Kernel`."""
+    """What is wrong with a kernel, "" for nothing; the arguments are those of `backends.triton.trust.Kernel`.
+
+    Raises:
+        RuntimeError: the kernel does not run here, or there is no yardstick for it.
+    """
     if precision == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = True
     for case in _cases(CellSpec.from_json(spec), dtype, gradients):
         result = check_case(case, "triton", device=device)
+        if result.status == "not served":
+            raise RuntimeError(f"nothing was compared: {result.reason}")
         if result.status == "miss":
             past = [f"{name}: {compared}" for name, compared in result.misses.items()]
             return f"it differs from the reference by more than rounding: {result.reason or past[0]}"

@@ -141,6 +141,14 @@ def test_a_comparison_that_fails(
         assert said in fault()
 
 
+def test_what_was_not_compared_is_not_right(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Here the other process has no GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.warns(RuntimeWarning, match="exit code 1: RuntimeError: nothing was compared: "):
+        assert fault() is not None
+    assert not records(tmp_path)
+
+
 def test_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(trust, "COMMAND", (str(tmp_path / "no such program"),))
     with pytest.warns(RuntimeWarning, match="the comparison did not start"):
