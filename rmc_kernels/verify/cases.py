@@ -71,13 +71,23 @@ class Case:
         return dtype
 
     @property
+    def input_gradients(self) -> bool:
+        """Whether the gradients of x and the memories are asked for."""
+        return self.gradients in ("all", "inputs")
+
+    @property
+    def parameter_gradients(self) -> bool:
+        """Whether the gradients of the parameters are asked for."""
+        return self.gradients in ("all", "parameters")
+
+    @property
     def smallest_tensor(self) -> int:
         """Elements of the smallest tensor that is compared."""
         memory = self.batch_size * self.spec.mem_slots * self.spec.mem_size
         sizes = [memory]
-        if self.gradients in ("all", "inputs"):
+        if self.input_gradients:
             sizes.append(self.batch_size * self.steps * math.prod(self.spec.input_shape))
-        if self.gradients in ("all", "parameters"):
+        if self.parameter_gradients:
             sizes += [math.prod(shape) for shape in self.spec.parameter_shapes.values()]
         return min(sizes)
 

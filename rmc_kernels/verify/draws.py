@@ -107,8 +107,7 @@ def evaluate(drawn: Draw, run: Runner) -> dict[str, Tensor]:
     Raises:
         TypeError: an output is not of the memory's dtype.
     """
-    call, wanted = drawn.call, drawn.case.gradients
-    inputs, parameters = wanted in ("all", "inputs"), wanted in ("all", "parameters")
+    call, inputs, parameters = drawn.call, drawn.case.input_gradients, drawn.case.parameter_gradients
     leaves: dict[str, Tensor] = {}
 
     def leaf(name: str, value: MaybeTensor, needed: bool) -> MaybeTensor:

@@ -1,4 +1,4 @@
-"""A block of frozen weights: its end, changed parameters, nesting, threads, and what it leaves behind."""
+"""A block of frozen weights: its end, changed parameters, nesting, threads, and freed memory."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _FINDS = (
 
 @pytest.fixture(autouse=True)
 def a_new_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No kernel was compared yet, and `auto` takes a pretended GPU, whose tensors are on the CPU."""
+    """No kernel has been compared yet, and `auto` takes a simulated GPU whose tensors are on the CPU."""
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "cache"))
     monkeypatch.setattr(type(backends.BACKENDS["triton"]), "passed_over", lambda self, device: None)
     forget()
@@ -53,7 +53,7 @@ def forget() -> None:
 
 @pytest.fixture
 def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How often something was compared; what it finds is the environment's FAULT, "" at first."""
+    """Counts the comparisons; each finds the fault that the environment's FAULT names, "" at first."""
     ran = tmp_path / "ran"
     monkeypatch.setenv("RAN", str(ran))
     monkeypatch.setenv("FAULT", "")
@@ -212,7 +212,7 @@ def test_nothing_is_compared_during_a_capture(compared: Callable[[], int], monke
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         assert trust.fault(*arguments) is None
-    assert trust.fault(*arguments) is None, "what has been compared may be captured"
+    assert trust.fault(*arguments) is None, "a kernel that has been compared may be captured"
 
 
 def test_nothing_is_compared_while_a_compiler_traces(compared: Callable[[], int]) -> None:

@@ -90,11 +90,9 @@ def fault(
         if not check:
             return None
         if compiling:
-            return _warned(
-                kernel, "it has not been compared with the reference yet", "make a call before it is compiled"
-            )
+            return _warned(kernel, "it has not been compared with the reference yet; make a call before it is compiled")
         found = _first_use(kernel)
-    return _warned(kernel, found, f"delete {kernel.record} to compare it again") if found else None
+    return _warned(kernel, found) if found else None
 
 
 def _result(kernel: Kernel) -> str | None:
@@ -157,9 +155,10 @@ def _remembered(kernel: Kernel, found: str) -> str:
     path = kernel.record
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump({"fault": found, **kernel.as_text(), **_versions()}, file)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            whole.write_text(json.dumps({"fault": found, **kernel.as_text(), **_versions()}))
+            os.replace(whole, path)
     except OSError:  # a folder that cannot be written to: the next process compares again
         pass
     return found
@@ -174,10 +173,11 @@ def _read(kernel: Kernel) -> str | None:
 
 
 @cache
-def _warned(kernel: Kernel, found: str, cure: str) -> str:
+def _warned(kernel: Kernel, found: str) -> str:
     """`found`, after a warning the first time."""
+    again = f"; delete {kernel.record} to compare it again" if kernel in _known else ""
     warnings.warn(
-        f'backend="auto" leaves out {kernel}: {found}; {cure}. backend="triton" runs it all the same',
+        f'backend="auto" leaves out {kernel}: {found}{again}. backend="triton" runs it all the same',
         RuntimeWarning,
         stacklevel=2,
     )
