@@ -22,7 +22,7 @@ from triton.runtime.driver import driver
 
 from rmc_kernels import CellSpec, backends, explain, relational_memory
 from rmc_kernels.backends import Call
-from rmc_kernels.backends.triton import activations, gradients, launch
+from rmc_kernels.backends.triton import activations, gradients, launch, trust
 from tests.cases import SPECS, DrawnCall, draw
 from tools.offline import offline
 
@@ -250,6 +250,7 @@ def test_amd_multiplies_float32_exactly(monkeypatch: pytest.MonkeyPatch) -> None
 def test_auto_passes_over_what_is_not_served_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, here a pretended one: `sonnet` goes to Triton, `l0sg` to the next backend with the reason."""
     monkeypatch.setattr(type(TRITON), "passed_over", lambda self, device: None)
+    monkeypatch.setattr(trust, "enabled", False)  # another process has no such GPU
     x = torch.zeros(1)
     with offline("sm_90"):
         assert explain(SPECS["sonnet"], x).backend == "triton"
